@@ -1,0 +1,154 @@
+"""Typed settings from layers: the dataclass's defaults, then TOML files, then ``--set a.b=1``.
+
+A settings class is a frozen dataclass; its fields are the one place where a default stands. Values are
+validated by pydantic. Unknown keys are refused with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import io
+import tokenize
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from transfuse.errors import UserError, did_you_mean
+
+T = TypeVar("T")
+
+
+def resolve(schema: type[T], *layers: Mapping[str, Any], name: str = "settings") -> T:
+    """Build `schema` from its defaults and the given layers; later layers win, key by key.
+
+    Raises:
+        UserError: an unknown key, or a value of the wrong type.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        _merge(merged, layer)
+    _check_keys(schema, merged, name)
+    from pydantic import TypeAdapter, ValidationError  # kept out of `transfuse list`
+
+    try:
+        return TypeAdapter(schema).validate_python(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+        message = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{name}: {key} = {first['input']!r}", message[0].lower() + message[1:]) from None
+
+
+def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    for key, value in layer.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _check_keys(schema: type, values: Mapping[str, Any], name: str) -> None:
+    hints = get_type_hints(schema)
+    known = [field.name for field in dataclasses.fields(schema)]  # type: ignore[arg-type]
+    for key, value in values.items():
+        if key not in known:
+            hint = did_you_mean(key, known) or f"known keys: {', '.join(known)}"
+            raise UserError(f"{name} has no key {key!r}", fix=hint)
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(hints[key]):
+            _check_keys(hints[key], value, f"{name}.{key}")  # type: ignore[arg-type]
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """``["a.b=1", "c=x"]`` as nested dictionaries; values are TOML, or plain strings where that fails."""
+    result: dict[str, Any] = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        parts = key.strip().split(".")
+        if not equals or not all(parts):
+            raise UserError(f"--set {text!r}", "KEY=VALUE", "for example --set epochs=3")
+        inner = result
+        for part in parts[:-1]:
+            inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise UserError(f"--set {text!r}", f"{part!r} to be a table, but it was given a value before")
+        inner[parts[-1]] = _parse_value(value.strip())
+    return result
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A settings file, or one clear line about what is wrong with it."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"settings file {str(path)!r}: {error.strerror}", "a readable TOML file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"settings file {str(path)!r} is not UTF-8 text", "a TOML file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"settings file {str(path)!r} is not valid TOML: {error}") from None
+
+
+def to_plain(settings: Any) -> dict[str, Any]:
+    """Settings as JSON values, for cells and for printing."""
+    return {field.name: _plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_plain(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One documented setting: what `show` and the generated pages print."""
+
+    name: str
+    type: str
+    default: str
+    reason: str
+
+
+def read_settings(source: str, class_name: str = "Config") -> list[Setting]:
+    """The fields of a settings class with the reason that stands behind each default, from source text.
+
+    The module is not imported, so this works without the method's host.
+    """
+    comments = {
+        token.start[0]: token.string.lstrip("# ").strip()
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ClassDef) and node.name == class_name:
+            return [
+                Setting(
+                    name=item.target.id,
+                    type=ast.unparse(item.annotation),
+                    default=ast.unparse(item.value) if item.value else "(required)",
+                    reason=comments.get(item.end_lineno or item.lineno, ""),
+                )
+                for item in node.body
+                if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+            ]
+    return []
+
+
+def settings_of(schema: type) -> list[Setting]:
+    """As `read_settings`, for a class that is already imported."""
+    return read_settings(inspect.getsource(inspect.getmodule(schema)), schema.__name__)  # type: ignore[arg-type]

@@ -1,0 +1,93 @@
+"""Costly pieces that several arms, seeds or studies share, cached by what went into them.
+
+A stage is a dictionary of arrays (NumPy, or torch tensors for weights). It is stored as safetensors in the
+cache folder under a key made from its name, its inputs and the code that makes it; a lock lets two runs
+share the folder, and a truncated file is made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from safetensors import SafetensorError
+
+from transfuse.study.fingerprint import fingerprint
+
+Arrays = dict[str, Any]
+
+
+def cache_folder() -> Path:
+    """``$TRANSFUSE_CACHE``, or the user's cache folder."""
+    if folder := os.environ.get("TRANSFUSE_CACHE"):
+        return Path(folder)
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("transfuse"))
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stage cache, handed to a study as `stage`.
+
+    ``stage("finetuned", make, inputs={"seed": 0, "epochs": 2})`` returns ``make()``, or what an earlier call
+    with the same name, inputs and code returned.
+    """
+
+    folder: Path
+    enabled: bool = True
+
+    def __call__(self, name: str, make: Callable[[], Arrays], *, inputs: Mapping[str, Any]) -> Arrays:
+        if not self.enabled:
+            return make()
+        module = inspect.getmodule(make)
+        code = fingerprint(module.__name__) if module is not None else ""
+        text = json.dumps({"name": name, "inputs": inputs, "code": code}, sort_keys=True, default=str)
+        path = self.folder / "stages" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if (found := _load(path)) is not None:
+                return found
+            made = make()
+            _save(path, made)
+            return made
+
+
+def _save(path: Path, arrays: Arrays) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        if all(isinstance(value, np.ndarray) for value in arrays.values()):
+            from safetensors.numpy import save_file
+
+            save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, temporary)
+        else:
+            import torch
+            from safetensors.torch import save_file as save_tensors
+
+            tensors = {key: torch.as_tensor(value).detach().cpu().contiguous().clone() for key, value in arrays.items()}
+            save_tensors(tensors, temporary, metadata={"kind": "torch"})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _load(path: Path) -> Arrays | None:
+    if not path.exists():
+        return None
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            kind = (file.metadata() or {}).get("kind")
+        with safe_open(path, framework="pt" if kind == "torch" else "numpy") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dictionary)
+    except (SafetensorError, OSError):
+        return None  # truncated by a crash of the machine; it is made again
