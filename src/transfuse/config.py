@@ -52,13 +52,13 @@ def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
 
 def _check_keys(schema: type, values: Mapping[str, Any], name: str) -> None:
     hints = get_type_hints(schema)
-    known = [field.name for field in dataclasses.fields(schema)]  # type: ignore[arg-type]
+    known = [field.name for field in dataclasses.fields(schema)]
     for key, value in values.items():
         if key not in known:
             hint = did_you_mean(key, known) or f"known keys: {', '.join(known)}"
             raise UserError(f"{name} has no key {key!r}", fix=hint)
         if isinstance(value, Mapping) and dataclasses.is_dataclass(hints[key]):
-            _check_keys(hints[key], value, f"{name}.{key}")  # type: ignore[arg-type]
+            _check_keys(hints[key], value, f"{name}.{key}")
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:

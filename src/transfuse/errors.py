@@ -25,7 +25,7 @@ class UserError(Exception):
         super().__init__(" ".join("; ".join(parts).split()))
 
 
-class MissingExtra(UserError):
+class MissingExtraError(UserError):
     """A host that a method needs is not installed."""
 
     def __init__(self, what: str, extra: str, missing: str) -> None:

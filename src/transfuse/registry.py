@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from transfuse.card import Card
-from transfuse.errors import MissingExtra, UserError, did_you_mean
+from transfuse.errors import MissingExtraError, UserError, did_you_mean
 
 METHODS_GROUP = "transfuse.methods"
 STUDIES_GROUP = "transfuse.studies"
@@ -148,5 +148,5 @@ def import_study(entry: Entry) -> ModuleType:
 def _import(entry: Entry, module: str) -> ModuleType:
     missing = missing_packages(entry.card)
     if missing:
-        raise MissingExtra(f"method {entry.id!r}", entry.card.extra, missing[0])
+        raise MissingExtraError(f"method {entry.id!r}", entry.card.extra, missing[0])
     return importlib.import_module(module)

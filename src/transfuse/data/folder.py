@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from transfuse.atomic import replacing
 from transfuse.errors import UserError, did_you_mean
 
 
@@ -149,13 +150,8 @@ def fetch(set_id: str, open_address: Callable[[str], bytes] | None = None) -> li
         if hashlib.sha256(content).hexdigest() != file.sha256:
             raise UserError(f"{address(set_, file)} sent something else than the manifest names", "the pinned file")
         path = data_folder() / set_id / file.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
+        with replacing(path) as temporary:
             temporary.write_bytes(content)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
         fetched.append(path)
     return fetched
 

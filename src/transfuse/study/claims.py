@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from scipy import stats
 
-from transfuse.study.statistics import (
+from transfuse.statistics import (
     ALPHA,
     MIN_PAIRS,
     Estimate,
@@ -28,6 +28,7 @@ from transfuse.study.statistics import (
     t_interval,
 )
 
+Curve = list[tuple[Any, float]]
 Outcome = Literal["supported", "contradicted", "inconclusive", "too few seeds"]
 OUTCOMES: tuple[Outcome, ...] = ("supported", "contradicted", "inconclusive", "too few seeds")
 
@@ -37,7 +38,9 @@ class Values(Protocol):
 
     def by_seed(self, arm: str, metric: str, where: Mapping[str, Any]) -> dict[int, float]: ...
 
-    def along(self, arm: str, metric: str, where: Mapping[str, Any], key: str) -> dict[int, list[tuple[Any, float]]]: ...
+    def along(
+        self, arm: str, metric: str, where: Mapping[str, Any], key: str
+    ) -> dict[int, list[tuple[Any, float]]]: ...
 
     def better(self, metric: str) -> str: ...
 
@@ -298,7 +301,7 @@ def _why_inconclusive(p: float, p_holm: float, p_flip: float) -> str:
 
 def needed_note(verdict: Verdict) -> str:
     """How many seeds the observed effect would need, for an inconclusive claim; empty where none can say."""
-    from transfuse.study.statistics import pairs_needed
+    from transfuse.statistics import pairs_needed
 
     if verdict.outcome != "inconclusive" or len(verdict.effects) < 2 or isinstance(verdict.claim, Within):
         return ""

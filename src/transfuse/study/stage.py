@@ -20,6 +20,7 @@ import numpy as np
 from filelock import FileLock
 from safetensors import SafetensorError
 
+from transfuse.atomic import replacing
 from transfuse.study.fingerprint import fingerprint
 
 Arrays = dict[str, Any]
@@ -52,7 +53,7 @@ class Stages:
         code = fingerprint(module.__name__) if module is not None else ""
         text = json.dumps({"name": name, "inputs": inputs, "code": code}, sort_keys=True, default=str)
         path = self.folder / "stages" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)  # for the lock
         with FileLock(f"{path}.lock"):
             if (found := _load(path)) is not None:
                 return found
@@ -62,8 +63,7 @@ class Stages:
 
 
 def _save(path: Path, arrays: Arrays) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.partial")
-    try:
+    with replacing(path) as temporary:
         if all(isinstance(value, np.ndarray) for value in arrays.values()):
             from safetensors.numpy import save_file
 
@@ -74,9 +74,6 @@ def _save(path: Path, arrays: Arrays) -> None:
 
             tensors = {key: torch.as_tensor(value).detach().cpu().contiguous().clone() for key, value in arrays.items()}
             save_tensors(tensors, temporary, metadata={"kind": "torch"})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _load(path: Path) -> Arrays | None:

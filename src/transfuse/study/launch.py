@@ -1,0 +1,151 @@
+"""Launchers: the same list of pending cells goes to worker processes here, or elsewhere.
+
+A launcher is anything with ``launch(cells, job)`` that yields an `Outcome` for each cell as it ends. The
+worker writes the cell itself, so that only a name has to travel back.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from transfuse.errors import UserError
+from transfuse.study.store import CellSpec, Store
+
+
+@dataclass(frozen=True)
+class Job:
+    """How cells are run: where they are kept, with how many threads, on which device."""
+
+    results: Path
+    threads: int = 1
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of one cell: the path it was written to, or what went wrong.
+
+    Attributes:
+        spec: which cell.
+        path: where it lies, if it was finished.
+        error: one line, if not.
+        details: the traceback, for `--debug`.
+    """
+
+    spec: CellSpec
+    path: Path | None
+    error: str = ""
+    details: str = ""
+
+
+class Launcher(Protocol):
+    """Runs cells somewhere."""
+
+    def launch(self, cells: Sequence[CellSpec], job: Job) -> Iterator[Outcome]:
+        """Yield one outcome for each cell, in the order in which they end."""
+        ...
+
+
+def work(spec: CellSpec, job: Job) -> Outcome:
+    """Run one cell and store it; what every launcher calls in its worker."""
+    from transfuse.study.run import run_cell  # the worker pays for the imports, not the command line
+
+    try:
+        cell = run_cell(spec, threads=job.threads, device=job.device)
+        return Outcome(spec, Store(job.results).write(cell))
+    except UserError as error:
+        return Outcome(spec, None, str(error))
+    except Exception as error:
+        line = f"{type(error).__name__}: {error}".splitlines()[0]
+        return Outcome(spec, None, line, traceback.format_exc())
+
+
+@dataclass(frozen=True)
+class LocalProcesses:
+    """Worker processes on this machine.
+
+    Attributes:
+        jobs: how many cells run at once.
+        retries: how often a cell whose worker died is tried again.
+    """
+
+    jobs: int = 1
+    retries: int = 2
+
+    def launch(self, cells: Sequence[CellSpec], job: Job) -> Iterator[Outcome]:
+        waiting = list(cells)
+        deaths: dict[str, int] = {}
+        while waiting:
+            finished: set[str] = set()
+            try:
+                for outcome in self._pool_run(waiting, job):
+                    finished.add(outcome.spec.name)
+                    yield outcome
+            except BrokenProcessPool:
+                # Cells start in order, so only the first few can have been under way when the worker died.
+                unfinished = [spec for spec in waiting if spec.name not in finished]
+                for spec in unfinished[: self.jobs + 1]:
+                    deaths[spec.name] = deaths.get(spec.name, 0) + 1
+            waiting = [spec for spec in waiting if spec.name not in finished]
+            for spec in [spec for spec in waiting if deaths.get(spec.name, 0) > self.retries]:
+                waiting.remove(spec)
+                yield Outcome(spec, None, f"its worker process died {deaths[spec.name]} times (out of memory?)")
+
+    def _pool_run(self, cells: Sequence[CellSpec], job: Job) -> Iterator[Outcome]:
+        workers = max(1, min(self.jobs, len(cells)))
+        others = set(multiprocessing.active_children())
+        with _thread_variables(job.threads):
+            pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (os.getpid(),))
+            try:
+                futures: set[Future[Outcome]] = {pool.submit(work, spec, job) for spec in cells}
+                while futures:
+                    done, futures = wait(futures, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        yield future.result()
+            finally:
+                for process in set(multiprocessing.active_children()) - others:
+                    process.terminate()  # a cell under way is simply not there yet
+                pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(parent: int) -> None:
+    """Leave Ctrl-C to the parent, and end with it even if it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+class _thread_variables:  # noqa: N801 (a context manager, used like a function)
+    """Thread counts must be in the environment before a worker loads its arithmetic libraries."""
+
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+
+    def __enter__(self) -> None:
+        self.before = {name: os.environ.get(name) for name in self.names}
+        os.environ.update(dict.fromkeys(self.names, str(self.threads)))
+
+    def __exit__(self, *_: object) -> None:
+        for name, value in self.before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

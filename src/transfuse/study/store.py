@@ -1,0 +1,201 @@
+"""Cells: one JSON file for each (study, settings, seed), named by what went into it.
+
+A cell exists only when it is finished: it is written under a temporary name and renamed. The name carries
+a key over settings and data and a fingerprint of the code; a cell whose code has changed since is *stale*
+and stays readable until a new one takes its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transfuse.atomic import replacing, write_text
+from transfuse.errors import UserError
+from transfuse.study.design import Measurement
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class CellSpec:
+    """What a cell is to be: enough to run it in another process, on this machine or elsewhere.
+
+    Attributes:
+        study: the study's id.
+        scale: the scale's name, for people; what counts is the settings.
+        seed: the seed.
+        settings: the resolved settings as JSON values.
+        data: content digests of the data sets that the scale reads, by set.
+        code: fingerprint of the study's code.
+    """
+
+    study: str
+    scale: str
+    seed: int
+    settings: Mapping[str, Any]
+    data: Mapping[str, str]
+    code: str
+
+    @property
+    def key(self) -> str:
+        """Twelve hexadecimal digits over settings and data; the code is named apart."""
+        text = json.dumps({"settings": self.settings, "data": self.data}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def stem(self) -> str:
+        return f"seed{self.seed:03d}-{self.key}-{self.code}"
+
+    @property
+    def name(self) -> str:
+        """Unique among all cells: the path inside a store, without its ending."""
+        return f"{self.study}/{self.scale}/{self.stem}"
+
+    def __str__(self) -> str:
+        return f"{self.study} {self.scale} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A finished cell."""
+
+    spec: CellSpec
+    measurements: tuple[Measurement, ...]
+    cost: Mapping[str, float]
+    environment: Mapping[str, Any]
+    warnings: tuple[str, ...] = ()
+    path: Path | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of cells: ``<folder>/<study>/<scale>/seed000-<key>-<code>.json``."""
+
+    folder: Path
+
+    def path(self, spec: CellSpec) -> Path:
+        return self.folder / spec.study / spec.scale / f"{spec.stem}.json"
+
+    def has(self, spec: CellSpec) -> bool:
+        """Whether a readable cell lies there; a truncated one counts as absent."""
+        try:
+            self.read(self.path(spec))
+        except (FileNotFoundError, UserError):
+            return False
+        return True
+
+    def write(self, cell: Cell) -> Path:
+        """Write a cell, then remove the stale ones of the same seed, settings and data."""
+        path = self.path(cell.spec)
+        try:
+            write_text(path, _to_json(cell))
+            _write_samples(path.with_suffix(".npz"), cell.measurements)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {str(path)!r}: {error.strerror}", fix="make room, or choose a folder with --results"
+            ) from None
+        pattern = f"seed{cell.spec.seed:03d}-{cell.spec.key}-*"
+        for other in path.parent.glob(pattern):
+            if other.suffix in (".json", ".npz") and other.stem != cell.spec.stem:
+                other.unlink(missing_ok=True)
+        return path
+
+    def read(self, path: Path) -> Cell:
+        """One cell; a file that cannot be read is an error of one line."""
+        try:
+            return _from_json(json.loads(path.read_text(encoding="utf-8")), path)
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{str(path)!r} is not a readable cell ({reason})", fix="delete it and run again") from None
+
+    def cells(self, study: str | None = None, scale: str | None = None) -> Iterator[Cell]:
+        """All readable cells, in order of study, scale and seed; unreadable ones are left to `unreadable`."""
+        for path in self._paths(study, scale):
+            try:
+                yield self.read(path)
+            except UserError:
+                continue
+
+    def unreadable(self) -> list[Path]:
+        """Files that should be cells and are not."""
+        found = []
+        for path in self._paths(None, None):
+            try:
+                self.read(path)
+            except UserError:
+                found.append(path)
+        return found
+
+    def _paths(self, study: str | None, scale: str | None) -> list[Path]:
+        return sorted(self.folder.glob(f"{study or '*'}/{scale or '*'}/seed*.json"))
+
+
+def _to_json(cell: Cell) -> str:
+    """One measurement a line, so that changes of stored cells can be read in a diff."""
+    spec = cell.spec
+    head = {
+        "format": FORMAT,
+        "study": spec.study,
+        "scale": spec.scale,
+        "seed": spec.seed,
+        "code": spec.code,
+        "settings": spec.settings,
+        "data": spec.data,
+        "cost": cell.cost,
+        "environment": cell.environment,
+        "warnings": cell.warnings,
+    }
+    lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
+    rows = ",\n".join(f"  {json.dumps(_measurement_row(m), allow_nan=False)}" for m in cell.measurements)
+    return "{\n" + ",\n".join(lines) + ',\n "measurements": [\n' + rows + "\n ]\n}\n"
+
+
+def _measurement_row(m: Measurement) -> list[Any]:
+    row: list[Any] = [m.arm, m.metric, m.value, dict(m.where)]
+    return row if m.step is None else [*row, m.step]
+
+
+def _from_json(table: Mapping[str, Any], path: Path) -> Cell:
+    if table["format"] != FORMAT:
+        raise ValueError(f"format {table['format']!r}, this version reads {FORMAT}")
+    spec = CellSpec(table["study"], table["scale"], table["seed"], table["settings"], table["data"], table["code"])
+    measurements = tuple(
+        Measurement(row[0], row[1], float(row[2]), row[3], row[4] if len(row) > 4 else None)
+        for row in table["measurements"]
+    )
+    return Cell(spec, measurements, table["cost"], table["environment"], tuple(table["warnings"]), path)
+
+
+def sample_name(measurement: Measurement) -> str:
+    """The name of a measurement's per-sample array in the file beside the cell."""
+    where = json.dumps(dict(measurement.where), sort_keys=True)
+    return f"{measurement.arm}|{measurement.metric}|{where}"
+
+
+def _write_samples(path: Path, measurements: Sequence[Measurement]) -> None:
+    arrays = {sample_name(m): m.per_sample for m in measurements if m.per_sample is not None}
+    if not arrays:
+        return
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def read_samples(cell: Cell) -> dict[str, np.ndarray]:
+    """Per-sample arrays of a cell by `sample_name`; empty where they were not kept."""
+    path = cell.path.with_suffix(".npz") if cell.path else None
+    if path is None or not path.exists():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError):
+        return {}
