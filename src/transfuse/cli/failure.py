@@ -51,7 +51,7 @@ def from_usage(error: click.UsageError) -> UserError:
 
 def _is_users(error: OSError) -> bool:
     """Whether it is about a path of the user's, or the machine's space, rather than a file of this package."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
         return True
     return error.filename is not None and not str(error.filename).startswith(str(_PACKAGE))
 

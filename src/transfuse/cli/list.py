@@ -11,7 +11,7 @@ import typer
 
 from transfuse.cli.app import command
 from transfuse.cli.selection import FamilyOption, JsonOption, ResultsOption, registry_with_warnings, results_folder
-from transfuse.cli.tables import print_json, table
+from transfuse.cli.tables import count, print_json, table
 from transfuse.registry import Entry, missing_packages
 from transfuse.study.design import SCALES
 
@@ -33,7 +33,7 @@ def list_methods(family: FamilyOption = None, results: ResultsOption = None, jso
         for entry in entries
     ]
     typer.echo(table(("ID", "FAMILY", "HOST", "WHAT IT DOES", "SEEDS STORED", "INSTALLED"), rows))
-    typer.echo(f"\n{len(entries)} methods; transfuse show ID explains one, transfuse choose WORDS finds one")
+    typer.echo(f"\n{count(len(entries), 'method')}; transfuse show ID explains one, transfuse choose WORDS finds one")
 
 
 def stored_seeds(method_id: str, folder: Path) -> dict[str, int]:

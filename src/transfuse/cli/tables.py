@@ -84,6 +84,11 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def count(number: int, what: str, several: str = "") -> str:
+    """"1 cell", "2 cells"."""
+    return f"{number} {what if number == 1 else several or what + 's'}"
+
+
 def _line(cells: Sequence[str], widths: Sequence[int], *, heading: bool = False) -> str:
     padded = [f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)]
     if heading:
