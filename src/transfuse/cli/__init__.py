@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows "?" instead of failing
     try:
-        return _run(words)
+        return _run(words, debug)
     except BrokenPipeError:
         _close_stdout()
         return CLOSED_PIPE
@@ -43,10 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _run(words: list[str]) -> int:
+def _run(words: list[str], debug: bool) -> int:
     from transfuse.cli.app import application
 
-    status = application().main(words, prog_name="transfuse", standalone_mode=False)
+    status = application().main(words, prog_name="transfuse", standalone_mode=False, obj=debug)
     sys.stdout.flush()
     return status if isinstance(status, int) else 0
 

@@ -75,6 +75,12 @@ def example_text(examples: Sequence[str]) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {example}" for example in examples)
 
 
+def debugging() -> bool:
+    """Whether `--debug` was given: tracebacks are wanted."""
+    context = click.get_current_context(silent=True)
+    return bool(context and context.find_root().obj)
+
+
 def application() -> click.Command:
     """The whole command line."""
     app = typer.Typer(
