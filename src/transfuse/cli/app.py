@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from transfuse import __version__
-from transfuse.cli.failure import Interrupted
+from transfuse.cli.failure import InterruptError
 from transfuse.errors import UserError, did_you_mean
 
 # Name: what `transfuse --help` says. The module is transfuse.cli.<name>; its COMMAND is loaded when typed.
@@ -60,7 +60,7 @@ class LazyGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise Interrupted("interrupted; whatever was finished is kept, nothing is half-written") from None
+            raise InterruptError("interrupted; whatever was finished is kept, nothing is half-written") from None
 
 
 def command(function: Callable[..., Any], *examples: str) -> click.Command:

@@ -18,10 +18,34 @@ from transfuse.registry import Entry, missing_packages
 # What a word is worth that stands in a field of the card; only its best field counts.
 WEIGHTS = {"id": 4, "problems": 4, "data": 3, "summary": 2, "family": 2, "host": 2, "needs": 1, "title": 1}
 _COMMON = frozenset(
-    "a an and any are as at be by can do does for from get has have how i in into is it its like me my need of on or our "
-    "out some that the their them they this to use using want was we what when where which who why will with you your".split()
+    re.findall(
+        r"\w+",
+        """a an and any are as at be by can do does for from get has have how i in into is it its like me my need of on
+        or our out some that the their them they this to use using want was we what when where which who why will with
+        you your""",
+    )
 )
-_ENDINGS = ("isation", "ization", "ations", "ation", "ingly", "ings", "ing", "edly", "ions", "ion", "ers", "er", "ies", "es", "ed", "ly", "s", "e", "y")
+_ENDINGS = (
+    "isation",
+    "ization",
+    "ations",
+    "ation",
+    "ingly",
+    "ings",
+    "ing",
+    "edly",
+    "ions",
+    "ion",
+    "ers",
+    "er",
+    "ies",
+    "es",
+    "ed",
+    "ly",
+    "s",
+    "e",
+    "y",
+)
 
 
 @dataclass(frozen=True)
@@ -38,8 +62,12 @@ class Match:
 
 
 def choose(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[WORDS]...", help="Your problem, in your own words.")] = None,
-    data: Annotated[str | None, typer.Option("--data", metavar="KIND", help="Only methods for this kind of data.")] = None,
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[WORDS]...", help="Your problem, in your own words.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="KIND", help="Only methods for this kind of data.")
+    ] = None,
     host: Annotated[str | None, typer.Option("--host", metavar="HOST", help="Only methods of this host tool.")] = None,
     installed: Annotated[bool, typer.Option("--installed", help="Only methods whose host is installed.")] = False,
     top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="How many to show.")] = 5,
@@ -51,7 +79,9 @@ def choose(
     its kind of data, 2 in its summary, family or host, 1 in its needs or title.
     """
     if not words and data is None and host is None and not installed:
-        raise UserError("nothing to choose by", "words, --data or --host", "for example transfuse choose hard negatives")
+        raise UserError(
+            "nothing to choose by", "words, --data or --host", "for example transfuse choose hard negatives"
+        )
     entries = list(registry_with_warnings().entries.values())
     entries = _narrowed(entries, "data", data)
     entries = _narrowed(entries, "host", host)
@@ -109,7 +139,9 @@ def _narrowed(entries: list[Entry], field: str, wanted: str | None) -> list[Entr
     found = [entry for entry in entries if stems and stems <= _stems(entry.card, field)]
     if not found:
         known = sorted({str(getattr(entry.card, field)) for entry in entries})
-        raise UserError(f"no method with --{field} {wanted!r}", f"one of {', '.join(known)}", did_you_mean(wanted, known))
+        raise UserError(
+            f"no method with --{field} {wanted!r}", f"one of {', '.join(known)}", did_you_mean(wanted, known)
+        )
     return found
 
 

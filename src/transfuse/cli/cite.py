@@ -20,8 +20,14 @@ def cite(
     """Print BibTeX entries of the papers behind methods."""
     registry = registry_with_warnings()
     if bool(ids) == everything:
-        raise UserError("ids and --all together" if ids else "nothing to cite", "method ids or --all", "for example transfuse cite --all")
-    entries = registry.entries.values() if everything else [registry[method_id] for method_id in dict.fromkeys(ids or ())]
+        raise UserError(
+            "ids and --all together" if ids else "nothing to cite",
+            "method ids or --all",
+            "for example transfuse cite --all",
+        )
+    entries = (
+        registry.entries.values() if everything else [registry[method_id] for method_id in dict.fromkeys(ids or ())]
+    )
     typer.echo("\n\n".join(entry.card.bibtex() for entry in entries))
 
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import errno
+import re
 from pathlib import Path
 
 import click
 
-from transfuse.errors import UserError
+from transfuse.errors import UserError, did_you_mean
 
+_NO_COMMAND = re.compile(r"No such command '([^']*)'")
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
-class Interrupted(Exception):
+class InterruptError(Exception):
     """Ctrl-C during a command; the text says what is kept."""
 
 
 def describe(error: Exception) -> tuple[str, int]:
     """The line to print and the exit status."""
-    if isinstance(error, Interrupted):
+    if isinstance(error, InterruptError):
         return _one_line(str(error)), 130
     if isinstance(error, click.Abort):
         return "aborted", 130
@@ -42,6 +44,13 @@ def from_usage(error: click.UsageError) -> UserError:
         close = getattr(error, "possibilities", None) or []
         hint = f"did you mean {close[0]!r}?" if close else ""
         return UserError(f"unknown option {error.option_name!r} of {command!r}", fix=f"{hint} ({where})".strip())
+    if (unknown := _NO_COMMAND.match(error.message)) and isinstance(error.ctx and error.ctx.command, click.Group):
+        known = error.ctx.command.list_commands(error.ctx)
+        return UserError(
+            f"unknown command {unknown[1]!r} of {command!r}",
+            f"one of {', '.join(known)}",
+            did_you_mean(unknown[1], known),
+        )
     if isinstance(error, click.MissingParameter) and error.param is not None:
         usage = " ".join(error.ctx.command.collect_usage_pieces(error.ctx)) if error.ctx else ""
         name = error.param.opts[0] if isinstance(error.param, click.Option) else error.param.human_readable_name

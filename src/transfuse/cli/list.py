@@ -39,7 +39,10 @@ def list_methods(family: FamilyOption = None, results: ResultsOption = None, jso
 def stored_seeds(method_id: str, folder: Path) -> dict[str, int]:
     """Seeds by scale, from file names alone: opening every cell would not be instant."""
     counts = Counter(
-        {scale: len({path.name.split("-")[0] for path in (folder / method_id / scale).glob("seed*.json")}) for scale in SCALES}
+        {
+            scale: len({path.name.split("-")[0] for path in (folder / method_id / scale).glob("seed*.json")})
+            for scale in SCALES
+        }
     )
     return {scale: count for scale, count in counts.items() if count}
 

@@ -21,14 +21,9 @@ def plan_text(plan: Plan, jobs: int, folder: Path) -> str:
         (p.study.id, p.scale, len(p.cells), len(p.pending), duration(p.seconds_per_cell), duration(p.seconds))
         for p in plan.studies
     ]
-    pending, total = len(plan.pending), len(plan.cells)
-    return "\n".join(
-        [
-            table(("STUDY", "SCALE", "CELLS", "TO RUN", "A CELL", "WORK"), rows),
-            f"{pending} of {count(total, 'cell')} to run, about {duration(plan.seconds(jobs))} with {count(jobs, 'job')}; "
-            f"results in {str(folder)!r}",
-        ]
-    )
+    cells, time = count(len(plan.cells), "cell"), duration(plan.seconds(jobs))
+    total = f"{len(plan.pending)} of {cells} to run, about {time} with {count(jobs, 'job')}; results in {str(folder)!r}"
+    return table(("STUDY", "SCALE", "CELLS", "TO RUN", "A CELL", "WORK"), rows) + "\n" + total
 
 
 def plan_values(plan: Plan, jobs: int, folder: Path) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import typer
@@ -54,7 +53,9 @@ class Lines:
             typer.echo(failure_line(outcome), err=True)
             return
         left = duration(self.forecast.left())
-        typer.echo(f"[{self.done}/{len(self.forecast.expected)}] {outcome.spec}: {duration(seconds)}, about {left} left")
+        typer.echo(
+            f"[{self.done}/{len(self.forecast.expected)}] {outcome.spec}: {duration(seconds)}, about {left} left"
+        )
 
     def verdicts(self, summary: Mapping[str, Any]) -> None:
         typer.echo(f"\n{verdict_table(summary)}\n")
@@ -88,9 +89,7 @@ class Bar:
         self.bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None = None, error: BaseException | None = None, trace: TracebackType | None = None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
     def cell(self, outcome: Outcome, seconds: float | None) -> None:
@@ -119,7 +118,12 @@ class JsonLines:
 
     def cell(self, outcome: Outcome, seconds: float | None) -> None:
         spec = outcome.spec
-        line = {"event": "failed" if seconds is None else "cell", "study": spec.study, "scale": spec.scale, "seed": spec.seed}
+        line = {
+            "event": "failed" if seconds is None else "cell",
+            "study": spec.study,
+            "scale": spec.scale,
+            "seed": spec.seed,
+        }
         if seconds is None:
             self.line({**line, "error": outcome.error})
         else:

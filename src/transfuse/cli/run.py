@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from transfuse.cli.app import command, debugging
-from transfuse.cli.failure import Interrupted
+from transfuse.cli.failure import InterruptError
 from transfuse.cli.forecast import Forecast
 from transfuse.cli.plan_text import plan_text, plan_values, power_text, power_values
 from transfuse.cli.progress import Bar, JsonLines, Lines, Reporter
@@ -63,7 +63,9 @@ def run(
     device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, or auto (a GPU if there is one).")] = "cpu",
     results: ResultsOption = None,
     engine: Annotated[str, typer.Option(metavar="ENGINE", help="Where cells run: local.")] = "local",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and the seeds it needs; write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan and the seeds it needs; write nothing.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Run finished cells again.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -85,15 +87,15 @@ def run(
     overrides = merge(read_toml(config) if config else {}, parse_assignments(assignments or []))
     if stale:
         if overrides or seeds:
-            raise UserError("--stale together with other settings or seeds", "--stale alone: it repeats what was stored")
+            raise UserError(
+                "--stale together with other settings or seeds", "--stale alone: it repeats what was stored"
+            )
         plan = _stale_plan(registry, entries, store, wanted)
         if not plan.cells:
             typer.echo(f"no stale cells in {str(store.folder)!r}", err=json)
             return
     else:
-        plan = make_plan(
-            entries, store, scale=scale, seeds=parse_seeds(seeds), overrides=overrides, device=wanted
-        )
+        plan = make_plan(entries, store, scale=scale, seeds=parse_seeds(seeds), overrides=overrides, device=wanted)
     if force:
         plan = Plan(tuple(replace(study, pending=study.cells) for study in plan.studies))
     jobs = jobs or default_jobs(threads)
@@ -118,9 +120,7 @@ def _show_plan(plan: Plan, jobs: int, store: Store, json: bool) -> None:
     typer.echo("\nnothing was run; for 80 % power at Holm's strictest level, effects counted from the claim's margin")
 
 
-def _execute(
-    plan: Plan, store: Store, registry: Registry, jobs: int, threads: int, device: str, json: bool
-) -> int:
+def _execute(plan: Plan, store: Store, registry: Registry, jobs: int, threads: int, device: str, json: bool) -> int:
     """Run the pending cells, judge each study as its last cell comes in, and return how many cells failed."""
     from transfuse.study.launch import Job, LocalProcesses
 
@@ -151,7 +151,7 @@ def _execute(
                             _judge(study, store, registry, reporter)
     except KeyboardInterrupt:
         kept = f"{count(finished, 'cell')} finished in this run and kept in {str(store.folder)!r}"
-        raise Interrupted(f"interrupted; {kept}; the same command goes on from there") from None
+        raise InterruptError(f"interrupted; {kept}; the same command goes on from there") from None
     _finish(store, failed, finished, json)
     return failed
 
@@ -204,7 +204,7 @@ def _renewal(evidence: Evidence, store: Store, device: str) -> StudyPlan:
         )  # fmt: skip
     except UserError as error:
         raise UserError(
-            f"the stale cells of {evidence.study.id!r} at scale {evidence.scale} cannot be renewed as they were ({error})",
+            f"stale cells of {evidence.study.id!r} at scale {evidence.scale} cannot be renewed as they were ({error})",
             fix=f"delete {str(store.folder / evidence.study.id / evidence.scale)!r} and type: "
             f"transfuse run {evidence.study.id} --scale {evidence.scale}",
         ) from None

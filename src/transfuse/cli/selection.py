@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 ResultsOption = Annotated[
     Path | None,
-    typer.Option("--results", metavar="DIR", help="Results folder [default: $TRANSFUSE_RESULTS or ./results].", show_default=False),
+    typer.Option(
+        "--results",
+        metavar="DIR",
+        help="Results folder [default: $TRANSFUSE_RESULTS or ./results].",
+        show_default=False,
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 

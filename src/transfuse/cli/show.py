@@ -149,7 +149,9 @@ def _as_values(entry: Entry, study: Study | None, evidence: list[dict[str, Any]]
             "arms": study.arms,
             "controls": study.controls,
             "settings": [dataclasses.asdict(s) for s in _settings_of(entry.study_module, "Settings")],
-            "claims": [{"claim": c.text(), "scales": c.scales, "control": c.control, "paper": c.paper} for c in study.claims],
+            "claims": [
+                {"claim": c.text(), "scales": c.scales, "control": c.control, "paper": c.paper} for c in study.claims
+            ],
             "data": dict(study.data),
             "seconds": dict(study.seconds),
             "notes": study.notes,

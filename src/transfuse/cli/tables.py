@@ -85,7 +85,7 @@ def size(count: float) -> str:
 
 
 def count(number: int, what: str, several: str = "") -> str:
-    """"1 cell", "2 cells"."""
+    """ "1 cell", "2 cells"."""
     return f"{number} {what if number == 1 else several or what + 's'}"
 
 

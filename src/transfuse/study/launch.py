@@ -104,7 +104,8 @@ class LocalProcesses:
     def _alone(self, spec: CellSpec, job: Job) -> Outcome:
         for _ in range(self.retries):
             with contextlib.suppress(BrokenProcessPool):
-                return next(iter(self._pool_run([spec], job)))
+                (outcome,) = self._pool_run([spec], job)
+                return outcome
         return Outcome(spec, None, f"its worker process died {self.retries + 1} times (out of memory?)")
 
     def _pool_run(self, cells: Sequence[CellSpec], job: Job) -> Iterator[Outcome]:
