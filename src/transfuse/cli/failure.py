@@ -44,13 +44,11 @@ def from_usage(error: click.UsageError) -> UserError:
         close = getattr(error, "possibilities", None) or []
         hint = f"did you mean {close[0]!r}?" if close else ""
         return UserError(f"unknown option {error.option_name!r} of {command!r}", fix=f"{hint} ({where})".strip())
-    if (unknown := _NO_COMMAND.match(error.message)) and isinstance(error.ctx and error.ctx.command, click.Group):
-        known = error.ctx.command.list_commands(error.ctx)
-        return UserError(
-            f"unknown command {unknown[1]!r} of {command!r}",
-            f"one of {', '.join(known)}",
-            did_you_mean(unknown[1], known),
-        )
+    unknown = _NO_COMMAND.match(error.message)
+    if unknown and error.ctx and isinstance(group := error.ctx.command, click.Group):
+        known = group.list_commands(error.ctx)
+        hint = did_you_mean(unknown[1], known)
+        return UserError(f"unknown command {unknown[1]!r} of {command!r}", f"one of {', '.join(known)}", hint)
     if isinstance(error, click.MissingParameter) and error.param is not None:
         usage = " ".join(error.ctx.command.collect_usage_pieces(error.ctx)) if error.ctx else ""
         name = error.param.opts[0] if isinstance(error.param, click.Option) else error.param.human_readable_name
