@@ -69,7 +69,7 @@ def entry_can_be_imported(entry: Entry) -> None:
 def config_is_documented(entry: Entry) -> None:
     """`Config` is frozen, survives a round trip, and each default has its reason on its line."""
     config: Any = import_method(entry).Config
-    assert dataclasses.is_dataclass(config), "Config is no dataclass"
+    assert hasattr(config, "__dataclass_fields__"), "Config is no dataclass"
     assert config.__dataclass_params__.frozen, "Config is not frozen"
     assert resolve(config, to_plain(config())) == config(), "Config does not survive a round trip through JSON values"
     unexplained = [s.name for s in read_settings(entry.path.read_text(encoding="utf-8")) if not s.reason]
