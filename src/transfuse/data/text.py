@@ -102,14 +102,16 @@ def prose_sentences(text: str, least: int = 5, most: int = 60) -> list[str]:
     for block in re.split(r"\n\s*\n", text):
         if block.startswith((" ", "\t", "*", "+", "|", ">>>", "=", "-")) or "::=" in block:
             continue
-        for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z])", " ".join(block.split())):
-            if least <= len(sentence.split()) <= most and sentence.endswith((".", "!", "?")):
-                sentences.append(sentence)
+        sentences += [
+            sentence
+            for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z])", " ".join(block.split()))
+            if least <= len(sentence.split()) <= most and sentence.endswith((".", "!", "?"))
+        ]
     return sentences
 
 
 def respelled(text: str) -> str:
-    """A text in the spelling of SST-2, MR and SUBJ: lower case, punctuation and clitics set apart, round brackets named.
+    """A text in the spelling of SST-2, MR and SUBJ: lower case, punctuation and clitics set apart, brackets named.
 
     The control for background shift: a detector that sees the spelling only must lose by it.
     """

@@ -55,7 +55,9 @@ class Pooling:
             "avg_with_embeddings": list(range(count)),
             "first_last": [1, count - 1],
         }
-        chosen = named[self.layers] if isinstance(self.layers, str) else [i % count for i in self.layers if abs(i) <= count]
+        chosen = (
+            named[self.layers] if isinstance(self.layers, str) else [i % count for i in self.layers if abs(i) <= count]
+        )
         if not chosen or (not isinstance(self.layers, str) and not all(-count <= i < count for i in self.layers)):
             raise UserError(f"layers {self.layers!r}", f"numbers from {-count} to {count - 1} for this encoder")
         return chosen

@@ -97,7 +97,7 @@ def finetune(
         recipe: step size, epochs, ...
         seed: of the head, the order of batches and dropout; the caller's random state is left as it was.
         pooling: the features that the head sees.
-        on_step: called as (steps done, steps in all, classifier) after every step, with the classifier in training mode.
+        on_step: called as (steps done, steps in all, classifier) after every step; the classifier is in training mode.
     """
     recipe = recipe or FineTuning()
     texts, labels = train
@@ -109,9 +109,7 @@ def finetune(
     with torch.random.fork_rng(devices=[d for d in devices if d.type == "cuda"]):
         torch.manual_seed(seed)
         model = PooledClassifier(copy.deepcopy(encoder), int(y.max()) + 1, pooling).to(devices[0])
-        optimiser = torch.optim.AdamW(
-            model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-        )
+        optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         rng = np.random.default_rng(seed)
         total, done = recipe.epochs * -(-len(texts) // recipe.batch_size), 0
         best: dict[str, Tensor] = {}
@@ -253,9 +251,7 @@ def _same_weights(base: nn.Module, model: nn.Module) -> bool:
     """Whether every weight of the encoder stands unchanged inside the model."""
     there = model.state_dict()
     ends = {key: value for key, value in base.state_dict().items() if value.is_floating_point()}
-    matches = [
-        next((there[name] for name in there if name == key or name.endswith("." + key)), None) for key in ends
-    ]
+    matches = [next((there[name] for name in there if name == key or name.endswith("." + key)), None) for key in ends]
     pairs = [(a, b) for a, b in zip(ends.values(), matches, strict=True) if b is not None and a.shape == b.shape]
     return bool(pairs) and all(torch.equal(a.cpu(), b.cpu()) for a, b in pairs)
 

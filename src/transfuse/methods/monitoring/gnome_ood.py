@@ -2,7 +2,8 @@
 
 Distances in a fine-tuned encoder see new *classes* (semantic shift) but miss a new *domain* (background shift), because
 fine-tuning drops the features that the task does not need; distances in the encoder it started from err the other way.
-GNOME scores a text in both, puts the two scores on the scale of the same in-distribution (ID) validation set, and averages.
+GNOME scores a text in both, puts the two scores on the scale of the same in-distribution (ID) validation set, and
+averages.
 
 >>> import torch
 >>> from transfuse.methods.monitoring.gnome_ood import GNOME
@@ -22,8 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from pytorch_ood.api import DetectorInfo, FeaturesDetector, Paper, RequiresFittingException, Task
@@ -33,7 +33,7 @@ from transfuse.card import Card
 from transfuse.errors import UserError
 
 if TYPE_CHECKING:
-    from transfuse.audit import AuditReport
+    pass
 
 CARD = Card(
     id="gnome_ood",
@@ -61,13 +61,13 @@ CARD = Card(
     extra="text",
     requires=("torch", "transformers", "pytorch_ood", "sklearn"),
     differs=(
-        "Scores follow pytorch-ood's sign in the detector (higher = more foreign); the pure functions keep the paper's.",
+        "The detector follows pytorch-ood's sign (higher = more foreign); the pure functions keep the paper's.",
         "KNN has one definition for all texts (distance to the 10th neighbour); the authors' code scores ID texts by "
         "the mean and foreign texts by the maximum of the ten distances, which alone gives an AUROC of about 0.65.",
         "The one-class SVM and the min-max scale of the authors' ablations are options, never the default.",
         "ODIN is its temperature only: a token sequence has no input on which the gradient step could act.",
         "MC dropout averages the class probabilities of five passes and takes their maximum.",
-        "Mean pooling is the default, first-token pooling an explicit choice; the authors' code defaults to the latter.",
+        "Mean pooling is the default, first-token pooling an explicit choice; the authors' code has it the other way.",
         "Ledoit-Wolf shrinkage can be chosen for small training sets.",
     ),
 )
@@ -378,7 +378,9 @@ def _pair(z: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 def _check_features(features: Tensor, labels: Tensor) -> None:
     if features.ndim != 2 or not features.is_floating_point():
-        raise UserError(f"features of shape {tuple(features.shape)} and type {features.dtype}", "floats of shape (N, d)")
+        raise UserError(
+            f"features of shape {tuple(features.shape)} and type {features.dtype}", "floats of shape (N, d)"
+        )
     if labels.shape != (len(features),):
         raise UserError(f"labels of shape {tuple(labels.shape)} for {len(features)} texts", "one label a text")
     if len(features) < 2:

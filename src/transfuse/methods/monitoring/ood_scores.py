@@ -27,7 +27,7 @@ def max_logit(logits: Tensor) -> Tensor:
 
 
 def energy(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Negative free energy T logsumexp(logits / T), (N, classes) -> (N,); safe for logits of any size (Liu et al. 2020)."""
+    """Negative free energy T logsumexp(logits / T), (N, classes) -> (N,); never overflows (Liu et al. 2020)."""
     return temperature * torch.logsumexp(logits / temperature, dim=1)
 
 
