@@ -38,9 +38,9 @@ class PooledClassifier(nn.Module):
 
     def __init__(self, encoder: nn.Module, classes: int, pooling: Pooling | None = None, dropout: float = 0.1) -> None:
         super().__init__()
-        width = int(encoder.config.hidden_size)  # type: ignore[union-attr]
+        config: Any = encoder.config
         self.encoder, self.pooling = encoder, pooling or Pooling()
-        self.dropout, self.head = nn.Dropout(dropout), nn.Linear(width, classes)
+        self.dropout, self.head = nn.Dropout(dropout), nn.Linear(config.hidden_size, classes)
 
     @property
     def config(self) -> Any:
@@ -109,7 +109,9 @@ def finetune(
     with torch.random.fork_rng(devices=[d for d in devices if d.type == "cuda"]):
         torch.manual_seed(seed)
         model = PooledClassifier(copy.deepcopy(encoder), int(y.max()) + 1, pooling).to(devices[0])
-        optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        optimiser = torch.optim.AdamW(
+            model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+        )
         rng = np.random.default_rng(seed)
         total, done = recipe.epochs * -(-len(texts) // recipe.batch_size), 0
         best: dict[str, Tensor] = {}

@@ -38,14 +38,14 @@ def packaged_encoder() -> tuple[nn.Module, Any]:
 
 def tiny_encoder(texts: Iterable[str], seed: int = 0, width: int = 32, layers: int = 2) -> tuple[nn.Module, Any]:
     """A seeded BertModel of random weights with a word vocabulary from `texts`: for tests and dry runs."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import BertConfig, BertModel, BertTokenizer
 
     words = sorted({word for text in texts for word in text.lower().split()})
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vocab.txt"
         path.write_text("\n".join(vocabulary), encoding="utf-8")
-        tokenizer = BertTokenizerFast.from_pretrained(folder, model_max_length=64)
+        tokenizer = BertTokenizer.from_pretrained(folder, model_max_length=64)
     config = BertConfig(
         vocab_size=len(vocabulary),
         hidden_size=width,

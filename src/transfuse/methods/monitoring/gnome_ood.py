@@ -23,17 +23,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from pytorch_ood.api import DetectorInfo, FeaturesDetector, Paper, RequiresFittingException, Task
 from torch import Tensor, nn
 
+from transfuse.audit import AuditReport
 from transfuse.card import Card
 from transfuse.errors import UserError
-
-if TYPE_CHECKING:
-    pass
+from transfuse.methods.monitoring.tied_gaussian import Covariance, fit_gaussian
 
 CARD = Card(
     id="gnome_ood",
@@ -72,7 +72,6 @@ CARD = Card(
     ),
 )
 
-Covariance = Literal["shrunk", "ledoit_wolf", "empirical"]
 Normalisation = Literal["z", "min_max", "none"]
 Aggregation = Literal["mean", "min", "svm"]
 
@@ -96,80 +95,6 @@ class Config:
             raise UserError(f"shrinkage = {self.shrinkage!r}", "a number from 0 to 1")
         if not 0.0 < self.recall < 1.0:
             raise UserError(f"recall = {self.recall!r}", "a number between 0 and 1")
-
-
-class TiedGaussian(nn.Module):
-    """Class means with one shared covariance, kept whitened so that a distance is a plain Euclidean one.
-
-    Whitening once costs N d^2 and the distances C N d; the form that multiplies by the precision for every class
-    costs C N d^2.
-    """
-
-    centre: Tensor
-    whitener: Tensor
-    means: Tensor
-
-    def __init__(self, centre: Tensor, whitener: Tensor, means: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("centre", centre)  # (d,)
-        self.register_buffer("whitener", whitener)  # (d, d): whitener @ whitener.T is the precision
-        self.register_buffer("means", means)  # (classes, d), centred and whitened
-
-    def forward(self, features: Tensor) -> Tensor:
-        return mahalanobis_score(self, features)
-
-
-def fit_gaussian(
-    features: Tensor, labels: Tensor, covariance: Covariance = "shrunk", shrinkage: float = 0.1
-) -> TiedGaussian:
-    """Class means and the tied covariance of ID training features (paper, section 2; Lee et al. 2018).
-
-    Args:
-        features: (N, d) ID training features, float32 or float64; the result has their dtype and device.
-        labels: (N,) integer classes in any numbering.
-        covariance: shrunk: (1 - shrinkage) S + shrinkage tr(S)/d I; ledoit_wolf: the same with the shrinkage that
-            minimises the expected squared error; empirical: S itself.
-        shrinkage: used by "shrunk" only.
-
-    Raises:
-        UserError: shapes do not fit, values are not finite, or S is singular.
-    """
-    _check_features(features, labels)
-    x = features.detach().double()
-    centre = x.mean(dim=0)
-    x = x - centre  # before any product, so that a large common offset costs no digits
-    classes, index = labels.to(x.device).unique(return_inverse=True)
-    counts = torch.bincount(index, minlength=len(classes)).to(x)
-    means = torch.zeros(len(classes), x.shape[1], dtype=x.dtype, device=x.device).index_add_(0, index, x)
-    means = means / counts[:, None]  # (classes, d)
-    residuals = x - means[index]  # (N, d)
-    lower, failed = torch.linalg.cholesky_ex(_covariance(residuals, covariance, shrinkage))
-    if int(failed) or not float(lower.diagonal().min()) > 1e-10 * float(lower.diagonal().max()):
-        raise UserError(
-            f"the {covariance} covariance of {len(x)} texts in {x.shape[1]} dimensions is singular",
-            fix="use covariance='shrunk' with shrinkage above 0, or 'ledoit_wolf'; if features are constant, "
-            "try pooling='avg'",
-        )
-    identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
-    whitener = torch.linalg.solve_triangular(lower, identity, upper=False).T  # (d, d), L^-T
-    return TiedGaussian(centre.to(features), whitener.to(features), (means @ whitener).to(features))
-
-
-def _covariance(residuals: Tensor, kind: Covariance, shrinkage: float) -> Tensor:
-    S = residuals.T @ residuals / len(residuals)  # (d, d)
-    if kind == "empirical":
-        return S
-    if kind == "ledoit_wolf":
-        from sklearn.covariance import ledoit_wolf_shrinkage
-
-        shrinkage = float(ledoit_wolf_shrinkage(residuals.cpu().numpy(), assume_centered=True))
-    return (1 - shrinkage) * S + shrinkage * S.diagonal().mean() * torch.eye(len(S), dtype=S.dtype, device=S.device)
-
-
-def mahalanobis_score(gaussian: TiedGaussian, features: Tensor) -> Tensor:
-    """M(x) = max_c -(f(x) - mu_c)^T Lambda (f(x) - mu_c), shape (N,); larger = more ID."""
-    whitened = (features - gaussian.centre) @ gaussian.whitener  # (N, d)
-    return -torch.cdist(whitened, gaussian.means).amin(dim=1).square()
 
 
 class Scale(nn.Module):
@@ -320,7 +245,7 @@ class GNOME(FeaturesDetector):
         validation, _ = self._extract(validation_loader)
         return self.fit_features(train, labels, validation)
 
-    def fit_features(  # type: ignore[override]  # the method needs a second, unseen set
+    def fit_features(  # the method needs a second, unseen set
         self, z: Tensor | tuple[Tensor, Tensor], y: Tensor, validation: Tensor | tuple[Tensor, Tensor] | None = None
     ) -> GNOME:
         """Fit on features: a pair (fine-tuned, pre-trained), or one tensor (N, 2d) that holds them side by side."""
@@ -367,6 +292,67 @@ class GNOME(FeaturesDetector):
         return (torch.cat(first), torch.cat(second)), torch.cat(labels)
 
 
+TrainFile = Annotated[Path, "labelled in-distribution training texts: CSV, TSV or JSONL with columns text and label"]
+ValidationFile = Annotated[
+    Path, "in-distribution texts that were not trained on, same form; labels are needed only without --classifier"
+]
+Classifier = Annotated[
+    str | None, "folder or hub name of your fine-tuned classifier; without it the packaged MiniLM is fine-tuned here"
+]
+Pretrained = Annotated[str | None, "folder or hub name of the encoder before fine-tuning; found by itself where it can"]
+Tokens = Annotated[Literal["avg", "cls"], "pooling: mean over tokens, or first token"]
+Epochs = Annotated[int, "epochs of fine-tuning where no classifier is given"]
+
+
+def audit(
+    train: TrainFile,
+    validation: ValidationFile,
+    test: Annotated[Path, "held-out in-distribution texts: a line each, or a column text"],
+    suspects: Annotated[Path, "texts that may be foreign: a line each, or a column text"],
+    classifier: Classifier = None,
+    pretrained: Pretrained = None,
+    pooling: Tokens = "avg",
+    epochs: Epochs = 3,
+    seed: Annotated[int, "of fine-tuning and resampling"] = 0,
+) -> AuditReport:
+    """Do these texts come from elsewhere, is it a new domain or new classes, and did fine-tuning blind the encoder?
+
+    The answer is calibrated on held-out texts of your own: their share of false alarms, and the AUROC that two of
+    their halves reach against each other, are the thresholds.
+    """
+    from transfuse.methods.monitoring.gnome_text import Options, audit_files  # builds on this module
+
+    return audit_files(train, validation, test, suspects, Options(classifier, pretrained, pooling, epochs, seed))
+
+
+def apply(
+    train: TrainFile,
+    validation: ValidationFile,
+    texts: Annotated[Path, "texts to score: a line each, or a column text"],
+    out: Annotated[Path, "what is written: .csv or .jsonl, one row a text"],
+    classifier: Classifier = None,
+    pretrained: Pretrained = None,
+    pooling: Tokens = "avg",
+    epochs: Epochs = 3,
+    seed: Annotated[int, "of fine-tuning"] = 0,
+) -> Path:
+    """Score texts one by one: outlier score (higher = more foreign), whether flagged, both parts, and the class.
+
+    A text is flagged where it scores worse than all but 5 % of the validation texts.
+    """
+    from transfuse.data.text_files import read_texts, write_rows
+    from transfuse.methods.monitoring.gnome_text import FileDetector, Options
+
+    rows = read_texts(texts)
+    detector = FileDetector(train, validation, Options(classifier, pretrained, pooling, epochs, seed))
+    scored = detector.scored(rows)
+    flagged = (scored.gnome < detector.score.threshold).tolist()
+    parts = [(-part).tolist() for part in (scored.gnome, scored.finetuned, scored.pretrained)]
+    columns = ("text", "score", "flagged", "finetuned", "pretrained", "predicted")
+    write_rows(out, columns, list(zip(rows, parts[0], flagged, *parts[1:], detector.predicted(rows), strict=True)))
+    return out
+
+
 def _pair(z: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     if not isinstance(z, Tensor):
         return z
@@ -374,16 +360,3 @@ def _pair(z: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         raise UserError(f"features of shape {tuple(z.shape)}", "(N, 2d): fine-tuned and pre-trained side by side")
     half = z.shape[1] // 2
     return z[:, :half], z[:, half:]
-
-
-def _check_features(features: Tensor, labels: Tensor) -> None:
-    if features.ndim != 2 or not features.is_floating_point():
-        raise UserError(
-            f"features of shape {tuple(features.shape)} and type {features.dtype}", "floats of shape (N, d)"
-        )
-    if labels.shape != (len(features),):
-        raise UserError(f"labels of shape {tuple(labels.shape)} for {len(features)} texts", "one label a text")
-    if len(features) < 2:
-        raise UserError(f"{len(features)} training texts", "at least 2")
-    if not bool(torch.isfinite(features).all()):
-        raise UserError("features with NaN or infinity", "finite numbers", "check the encoder, or use float32")

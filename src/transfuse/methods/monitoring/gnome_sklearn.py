@@ -55,7 +55,7 @@ class GnomeEstimator(OutlierMixin, BaseEstimator):
             (_tensor(validation[0]), _tensor(validation[1])),
             config,
         )
-        self.n_features_in_ = self.score_.gaussians[0].centre.numel()  # type: ignore[operator,union-attr]
+        self.n_features_in_ = self.score_.gaussians[0].centre.numel()  # type: ignore[operator]
         self.offset_ = float(self.score_.threshold)
         return self
 
@@ -73,7 +73,7 @@ class GnomeEstimator(OutlierMixin, BaseEstimator):
         """1 for in-distribution, -1 for foreign, at the threshold that `recall` of the validation texts pass."""
         return np.where(self.decision_function(X_ft, X_pre) < 0, -1, 1)
 
-    def fit_predict(  # type: ignore[override]  # scikit-learn's takes one matrix
+    def fit_predict(  # scikit-learn's takes one matrix
         self, X_ft: ArrayLike, X_pre: ArrayLike, y: ArrayLike, *, validation: tuple[ArrayLike, ArrayLike]
     ) -> np.ndarray:
         """`fit`, then `predict` on the training features, which a fine-tuned encoder has memorised."""
