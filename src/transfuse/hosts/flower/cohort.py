@@ -80,21 +80,30 @@ def train_together(
     labels = np.zeros((len(data), sizes.max()), dtype=np.int64)
     for c, (x, y) in enumerate(data):
         features[c, : len(y)], labels[c, : len(y)] = x, y
-    params = {key: np.repeat(value[None], len(data), axis=0) for key, value in start.items()}
-    speed = {key: np.zeros_like(value) for key, value in params.items()} if how.momentum else None
+    anchor = np.concatenate([value.ravel() for value in start.values()]).astype(np.float32)  # (size,)
+    flat = np.repeat(anchor[None], len(data), axis=0)  # (clients, size); all steps work on it in place
+    gradient, speed, step = np.empty_like(flat), np.zeros_like(flat), np.empty_like(flat)
+    params, slots = _views(flat, start), _views(gradient, start)
     rows = np.arange(len(data))[:, None]
     for index, mask in _batches(sizes, how, generators):
-        gradient = _gradient(params, features[rows, index], labels[rows, index], mask)
+        _gradient(params, features[rows, index], labels[rows, index], mask, slots)
         if proximal:
-            for key, value in gradient.items():
-                value += proximal * (params[key] - start[key])
-        _clip(gradient, how.clip)
-        active = mask.any(axis=1).astype(np.float32)  # clients that still have batches
-        for key, value in gradient.items():
-            if speed is not None:
-                speed[key] = value = how.momentum * speed[key] + value
-            params[key] -= how.rate * active.reshape(-1, *[1] * (value.ndim - 1)) * value
+            gradient += proximal * (flat - anchor)
+        norms = np.sqrt(np.einsum("cd,cd->c", gradient, gradient))
+        gradient *= np.minimum(1.0, how.clip / (norms + 1e-6))[:, None]
+        speed *= how.momentum
+        speed += gradient
+        active = mask.any(axis=1)  # clients that still have batches
+        np.multiply(speed, (how.rate * active.astype(np.float32))[:, None], out=step)
+        flat -= step
     return params
+
+
+def _views(flat: np.ndarray, like: Params) -> Params:
+    """Parts of (clients, size) in the shapes of `like`, without a copy."""
+    ends = np.cumsum([value.size for value in like.values()])
+    parts = np.split(flat, ends[:-1], axis=1)
+    return {key: part.reshape(len(flat), *like[key].shape) for key, part in zip(like, parts, strict=True)}
 
 
 def _batches(sizes: np.ndarray, how: LocalTraining, generators: Sequence[np.random.Generator]):
@@ -115,31 +124,25 @@ def _batches(sizes: np.ndarray, how: LocalTraining, generators: Sequence[np.rand
         yield index[:, step], mask[:, step]
 
 
-def _gradient(params: Params, x: np.ndarray, y: np.ndarray, mask: np.ndarray) -> Params:
-    """Gradient of each client's mean cross-entropy over its batch, (clients, ...)."""
-    pre = x @ params["fc1.weight"].transpose(0, 2, 1) + params["fc1.bias"][:, None]  # (clients, batch, hidden)
-    hidden = np.maximum(pre, 0.0)
-    logits = hidden @ params["fc2.weight"].transpose(0, 2, 1) + params["fc2.bias"][:, None]
-    logits -= logits.max(axis=2, keepdims=True)
-    error = np.exp(logits)
+def _gradient(params: Params, x: np.ndarray, y: np.ndarray, mask: np.ndarray, out: Params) -> None:
+    """Write the gradient of each client's mean cross-entropy over its batch into `out`, (clients, ...)."""
+    hidden = x @ params["fc1.weight"].transpose(0, 2, 1)  # (clients, batch, hidden)
+    hidden += params["fc1.bias"][:, None]
+    np.maximum(hidden, 0.0, out=hidden)
+    error = hidden @ params["fc2.weight"].transpose(0, 2, 1)
+    error += params["fc2.bias"][:, None]
+    error -= error.max(axis=2, keepdims=True)
+    np.exp(error, out=error)
     error /= error.sum(axis=2, keepdims=True)
-    np.put_along_axis(error, y[:, :, None], np.take_along_axis(error, y[:, :, None], 2) - 1.0, 2)
+    clients, batch = y.shape
+    error[np.arange(clients)[:, None], np.arange(batch)[None], y] -= 1.0
     error *= (mask / np.maximum(mask.sum(axis=1, keepdims=True), 1.0))[:, :, None]
-    back = (error @ params["fc2.weight"]) * (pre > 0)
-    return {
-        "fc1.weight": back.transpose(0, 2, 1) @ x,
-        "fc1.bias": back.sum(axis=1),
-        "fc2.weight": error.transpose(0, 2, 1) @ hidden,
-        "fc2.bias": error.sum(axis=1),
-    }
-
-
-def _clip(gradient: Params, limit: float) -> None:
-    """Scale each client's gradient to at most `limit` in norm, in place."""
-    squares = sum(np.einsum("ci,ci->c", g.reshape(len(g), -1), g.reshape(len(g), -1)) for g in gradient.values())
-    factor = np.minimum(1.0, limit / (np.sqrt(squares) + 1e-6)).astype(np.float32)
-    for value in gradient.values():
-        value *= factor.reshape(-1, *[1] * (value.ndim - 1))
+    back = error @ params["fc2.weight"]
+    back *= hidden > 0
+    np.matmul(back.transpose(0, 2, 1), x, out=out["fc1.weight"])
+    np.sum(back, axis=1, out=out["fc1.bias"])
+    np.matmul(error.transpose(0, 2, 1), hidden, out=out["fc2.weight"])
+    np.sum(error, axis=1, out=out["fc2.bias"])
 
 
 class Cohort:

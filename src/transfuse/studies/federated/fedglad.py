@@ -105,6 +105,8 @@ STUDY = Study(
         "rho_tv": Metric("higher", "1", "Spearman correlation of the indicator with how balanced the pooled labels are"),
         "rho_eta_ratio": Metric("neither", "1", "as rho_eta, both divided by their running baselines"),
         "rho_tv_ratio": Metric("neither", "1", "as rho_tv, with the indicator over its running baseline"),
+        "rho_eta_unit": Metric("neither", "1", "as rho_eta, the indicator taken of updates scaled to one length"),
+        "rho_spread": Metric("neither", "1", "Spearman correlation of the indicator with the spread of update lengths"),
         "eta": Metric("neither", "1", "server learning rate chosen on validation data"),
         "gsi": Metric("neither", "1", "mean indicator of the sampled clients"),
         "gsi_floor": Metric("neither", "1", "mean indicator among random halves of one client: local noise alone"),
@@ -371,11 +373,11 @@ class _Bench:
         yield from self._correlations(eta)
 
     def pair(self) -> Iterator[Measurement]:
-        """FedAvg and GLAD, and the correlations under uniform sampling."""
+        """FedAvg and GLAD; the correlations too where there is no skew, as a control."""
         eta, base = self._tuned(lambda rate: self._avg(rate), self.settings.eta_grid)
         yield from self._report("fedavg", base, base, eta)
         yield from self._report("glad_group", self._glad(Config(eta)), base)
-        if self.policy == "uniform":
+        if self.where["alpha"] == max(self.settings.alphas):
             yield from self._correlations(eta)
 
     def office(self) -> Iterator[Measurement]:
@@ -458,6 +460,9 @@ class _Bench:
         yield self._measure("fedavg", "rho_tv", _spearman(values, balance))
         yield self._measure("fedavg", "rho_eta_ratio", _spearman(relative, best / _baseline(best)))
         yield self._measure("fedavg", "rho_tv_ratio", _spearman(relative, balance))
+        unit, spread = np.array([item.gsi_unit for item in looks]), np.array([item.spread for item in looks])
+        yield self._measure("fedavg", "rho_eta_unit", _spearman(unit, best))
+        yield self._measure("fedavg", "rho_spread", _spearman(values, spread))
         yield self._measure("fedavg", "gsi", float(values.mean()))
         yield self._measure("fedavg", "gsi_floor", float(np.mean(floors)))
 

@@ -173,6 +173,8 @@ class Look:
     """What a round's draw was worth, seen with all clients trained from the same weights."""
 
     gsi: float
+    gsi_unit: float  # the same for updates scaled to one length: disagreement in direction alone
+    spread: float  # standard deviation over mean of the updates' lengths
     best_step: float  # <gbar_S, G> / |gbar_S|^2
     distance: float  # total variation between pooled and population labels
 
@@ -199,7 +201,15 @@ def look(world: World, start: Params, sampled: Mapping[int, float], server_round
     pool = sum(sampled[c] * world.counts[c] for c in chosen)
     square = float(mean @ mean)
     best = float(mean @ overall) / square if square > 0 else 1.0
-    return Look(gsi(updates[chosen], weights)[0], best, total_variation(pool, world.counts.sum(axis=0)))
+    lengths = np.linalg.norm(updates[chosen], axis=1)
+    unit = updates[chosen] / np.maximum(lengths, 1e-12)[:, None]
+    return Look(
+        gsi(updates[chosen], weights)[0],
+        gsi(unit, weights)[0],
+        float(lengths.std() / max(lengths.mean(), 1e-12)),
+        best,
+        total_variation(pool, world.counts.sum(axis=0)),
+    )
 
 
 def half_split_floor(world: World, start: Params, client: int, halves: int, server_round: int) -> float:
