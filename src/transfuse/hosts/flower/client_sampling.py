@@ -12,6 +12,7 @@ puts one of them into any strategy built on Flower's FedAvg.
 from __future__ import annotations
 
 import random
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -164,7 +165,7 @@ class SampledStrategy:
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Flower's own messages, one for each node that the sampler drew."""
-        available = set(grid.get_node_ids())
+        available = self._wait_for_nodes(grid)
         if self._order is None or set(self._order) != available:
             self._order = nodes_by_partition(grid)
         self._draw = self.sampler.draw(server_round, self._order)
@@ -180,6 +181,16 @@ class SampledStrategy:
             self.fraction_train, self.min_train_nodes, self.min_available_nodes = fraction, least, free
         rank = {node: index for index, node in enumerate(self._draw.nodes)}
         return sorted(messages, key=lambda message: rank[message.metadata.dst_node_id])
+
+    def _wait_for_nodes(self, grid: Grid) -> set[int]:
+        """Node ids, once as many are connected as the strategy asks for; Flower's own strategies wait likewise."""
+        while len(nodes := set(grid.get_node_ids())) < self.min_available_nodes:  # type: ignore[attr-defined]
+            least = self.min_available_nodes  # type: ignore[attr-defined]
+            if isinstance(grid, LocalGrid):
+                raise UserError(f"a grid of {len(nodes)} nodes", f"min_available_nodes = {least}", "add nodes")
+            _LOG.log(INFO, "Waiting for nodes to connect: %s of at least %s", len(nodes), least)
+            time.sleep(1.0)
+        return nodes
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
