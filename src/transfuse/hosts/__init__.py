@@ -1,0 +1,1 @@
+"""Thin glue shared by the methods of one host."""

@@ -1,0 +1,1 @@
+"""Studies: one module a method, in the folder of its family."""
