@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from transfuse.atomic import replacing
 from transfuse.errors import MissingExtraError, UserError
 
 Encoder = Callable[[Sequence[str]], np.ndarray]
@@ -106,9 +106,7 @@ def tfidf_encoder(components: int = 64, seed: int = 0) -> Encoder:
     return encode
 
 
-def encode_texts(
-    texts: Sequence[str | None], encoder: Encoder, cache: Path | None = None
-) -> np.ndarray:
+def encode_texts(texts: Sequence[str | None], encoder: Encoder, cache: Path | None = None) -> np.ndarray:
     """Embeddings of texts, each different text encoded once; rows of NaN where there is no text.
 
     Args:
@@ -147,7 +145,8 @@ def _encode_cached(texts: list[str], encoder: Encoder, cache: Path | None) -> np
         except (ValueError, OSError, EOFError, UserError):
             pass  # damaged; made again below
     vectors = _checked(encoder(texts), len(texts))
-    save_as(path, lambda temporary: _save(temporary, vectors))
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, vectors, allow_pickle=False)
     return vectors
 
 

@@ -1,4 +1,4 @@
-'''Random negatives of a knowledge graph are mostly meaningless, and teach an embedding model nothing after a few epochs.
+"""Random negatives of a knowledge graph are mostly meaningless, and soon teach an embedding model nothing.
 
 LEMON reads the entities' descriptions once with a sentence encoder, clusters them, and replaces head or tail by an
 entity of the same cluster: (Paris, capital of, Belgium) instead of (Paris, capital of, banana). The loss and the
@@ -19,12 +19,12 @@ result = pipeline(dataset=data, model="TransE", training_loop="sLCWA", negative_
 
 M. R. A. H. Rony, M. M. Alam, S. Ali, J. Lehmann, S. Vahdati: LEMON, LanguagE ModeL for Negative Sampling of Knowledge
 Graph Embeddings, arXiv 2203.04703, 2022.
-'''
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -35,11 +35,16 @@ from pykeen.sampling.filtering import Filterer
 from pykeen.triples import CoreTriplesFactory, TriplesFactory
 from torch import Tensor
 
+from transfuse.atomic import replacing
 from transfuse.audit import AuditReport
 from transfuse.card import Card
+from transfuse.data.graphs import TextGraph, build_graph, read_texts, read_triples
 from transfuse.errors import UserError
 from transfuse.hosts.sentence_encoder import Encoder, encode_texts, load_encoder, packaged_encoder, tfidf_encoder
+from transfuse.methods.negatives.control_samplers import spectral_embeddings
+from transfuse.methods.negatives.false_negative_audit import TripleIndex
 from transfuse.methods.negatives.pool_sampler import Corruption, PoolNegativeSampler, Schedule
+from transfuse.methods.negatives.sampler_comparison import build_samplers, compare_samplers
 from transfuse.methods.negatives.text_neighbourhoods import (
     Neighbourhoods,
     checked_embeddings,
@@ -55,7 +60,7 @@ Mode = Literal["cluster", "knn"]
 CARD = Card(
     id="lemon",
     title="LEMON: LanguagE ModeL for Negative Sampling of Knowledge Graph Embeddings",
-    summary="Draws the negatives of a knowledge-graph embedding from entities whose descriptions mean something similar.",
+    summary="Draws the negatives of a knowledge-graph embedding from entities whose descriptions mean similar things.",
     authors="M. R. A. H. Rony, M. M. Alam, S. Ali, J. Lehmann, S. Vahdati",
     year=2022,
     venue="arXiv",
@@ -228,3 +233,102 @@ def lemon_kwargs(
         if len(rows) != factory.num_entities:
             raise UserError(f"{len(rows)} texts for {factory.num_entities} entities", "one (or None) an entity")
     return {"embeddings": encode_texts(rows, encoder or packaged_encoder(), cache), **options}
+
+
+def audit(
+    train: Annotated[Path, "training triples: TSV with head, relation, tail"],
+    text: Annotated[Path, "entity text: TSV with entity and text"],
+    valid: Annotated[Path | None, "validation triples, to count negatives that are true but unseen"] = None,
+    test: Annotated[Path | None, "test triples, likewise"] = None,
+    encoder: Annotated[str, "packaged, tfidf, or a sentence-transformers model by name or folder"] = "packaged",
+    num_clusters: Annotated[int | None, "text clusters; about one for 50 entities by default"] = None,
+    mix: Annotated[float, "share of uniform negatives"] = Config.mix,
+    negatives: Annotated[int, "negatives per positive"] = 8,
+    permutations: Annotated[int, "shuffled graphs of the null calibration"] = 19,
+    seed: Annotated[int, "of clustering and draws"] = 0,
+) -> AuditReport:
+    """False negatives, plausibility and coverage of every sampler on a graph of one's own; nothing is trained."""
+    graph = _read_graph(train, text, valid, test)
+    if negatives < 1 or permutations < 1:
+        raise UserError(f"negatives = {negatives}, permutations = {permutations}", "at least 1")
+    config = Config(num_clusters=num_clusters, mix=mix, seed=seed)
+    triples, sizes = torch.from_numpy(graph.train), (len(graph.entities), len(graph.relations))
+    embeddings = encode_texts(graph.texts, make_encoder(encoder))
+    clusters = neighbourhoods(embeddings, sizes[0], config)
+    knn = replace(config, mode="knn", neighbours=min(config.neighbours, max(1, sizes[0] // 8)))
+    structure = spectral_embeddings(triples, *sizes)
+    samplers = build_samplers(
+        triples,
+        *sizes,
+        text_clusters=clusters,
+        text_knn=neighbourhoods(embeddings, sizes[0], knn),
+        structure_knn=neighbourhoods(structure, sizes[0], knn),
+        negatives=negatives,
+        mix=mix,
+        filtered=False,  # the audit counts what a filter would have to remove
+        seed=seed,
+    )
+    environment = {"encoder": encoder, "seed": seed, "negatives": negatives, "clusters": clusters.pool.num_keys}
+    return compare_samplers(
+        graph, samplers, clusters, mix=mix, negatives=negatives, permutations=permutations, seed=seed,
+        environment={**environment, "mix": mix, "torch": torch.__version__},
+    )  # fmt: skip
+
+
+def apply(
+    train: Annotated[Path, "training triples: TSV with head, relation, tail"],
+    text: Annotated[Path, "entity text: TSV with entity and text"],
+    out: Annotated[Path, "file to write: TSV with the positive's line number, head, relation, tail"],
+    negatives: Annotated[int, "negatives per positive, before known triples are removed"] = 8,
+    encoder: Annotated[str, "packaged, tfidf, or a sentence-transformers model by name or folder"] = "packaged",
+    mode: Annotated[Mode, "cluster or knn"] = Config.mode,
+    num_clusters: Annotated[int | None, "text clusters; about one for 50 entities by default"] = None,
+    mix: Annotated[float, "share of uniform negatives"] = Config.mix,
+    corruption: Annotated[Corruption, "uniform or bernoulli"] = Config.corruption,
+    seed: Annotated[int, "of clustering and draws"] = 0,
+) -> Path:
+    """Write hard negatives of a graph of one's own, for training elsewhere; known training triples are left out.
+
+    Line numbers count the different training triples from 1, in the order of the file.
+    """
+    graph = _read_graph(train, text)
+    if negatives < 1:
+        raise UserError(f"negatives = {negatives}", "at least 1")
+    triples = torch.from_numpy(graph.train)
+    sampler = LemonNegativeSampler(
+        mapped_triples=triples, embeddings=encode_texts(graph.texts, make_encoder(encoder)), mode=mode,
+        num_clusters=num_clusters, mix=mix, corruption=corruption, seed=seed, num_entities=len(graph.entities),
+        num_relations=len(graph.relations), num_negs_per_pos=negatives, filtered=False,
+    )  # fmt: skip
+    known = TripleIndex(triples, len(graph.entities), len(graph.relations))
+    with torch.random.fork_rng(devices=[]), replacing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
+        torch.manual_seed(seed)
+        for first in range(0, len(triples), 4096):
+            drawn = sampler.corrupt_batch(triples[first : first + 4096])  # (b, k, 3)
+            for (line, _), (h, r, t) in _rows(drawn, ~known.contains(drawn)):
+                entities = graph.entities
+                file.write(f"{first + line + 1}\t{entities[h]}\t{graph.relations[r]}\t{entities[t]}\n")
+    return out
+
+
+def make_encoder(name: str) -> Encoder:
+    """An encoder by name: packaged (MiniLM), tfidf, or any sentence-transformers model."""
+    if name == "packaged":
+        return packaged_encoder()
+    return tfidf_encoder() if name == "tfidf" else load_encoder(name)
+
+
+def _rows(drawn: Tensor, keep: Tensor) -> Iterator[tuple[list[int], list[int]]]:
+    yield from zip(keep.nonzero().tolist(), drawn[keep].tolist(), strict=True)
+
+
+def _read_graph(train: Path, text: Path, valid: Path | None = None, test: Path | None = None) -> TextGraph:
+    parts = [read_triples(path) if path is not None else [] for path in (train, valid, test)]
+    graph = build_graph(train.name, parts[0], parts[1], parts[2], read_texts(text))
+    known = sum(entry is not None for entry in graph.texts)
+    if known < 2:
+        raise UserError(
+            f"{str(text)!r} has text for {known} of {len(graph.entities)} entities of {str(train)!r}",
+            f"names such as {graph.entities[0]!r}",
+        )
+    return graph

@@ -82,7 +82,9 @@ def cluster_texts(z: np.ndarray, clusters: int, seed: int = 0) -> tuple[np.ndarr
     return labels.ravel().astype(np.int64), model.cluster_centers_[used]
 
 
-def cluster_pools(labels: np.ndarray, centres: np.ndarray, ids: np.ndarray, n: int, min_size: int = 2) -> Neighbourhoods:
+def cluster_pools(
+    labels: np.ndarray, centres: np.ndarray, ids: np.ndarray, n: int, min_size: int = 2
+) -> Neighbourhoods:
     """One pool a cluster; a cluster smaller than `min_size` also draws from the clusters nearest to it.
 
     Args:
@@ -149,9 +151,7 @@ def softmax_weights(similarity: np.ndarray, temperature: float) -> np.ndarray:
     return np.maximum(weights / weights.sum(axis=1, keepdims=True), 1e-12)  # a pool's weights are positive
 
 
-def neighbour_pools(
-    z: np.ndarray, ids: np.ndarray, n: int, m: int, temperature: float | None = None
-) -> Neighbourhoods:
+def neighbour_pools(z: np.ndarray, ids: np.ndarray, n: int, m: int, temperature: float | None = None) -> Neighbourhoods:
     """One pool an entity: its m nearest neighbours, equally likely or weighted by exp(similarity / temperature)."""
     near, similarity = nearest_neighbours(z, m)
     weights = None if temperature is None else softmax_weights(similarity, temperature).ravel()
