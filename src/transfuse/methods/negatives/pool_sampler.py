@@ -132,13 +132,16 @@ class PoolNegativeSampler(NegativeSampler):
         )
         self.num_triples = len(mapped_triples)
         pool_of = torch.arange(self.num_entities) if pool_of is None else torch.as_tensor(pool_of, dtype=torch.long)
-        keys = {"entity": int(pool_of.max()) + 1, "relation": self.num_relations, "side": 2 * self.num_relations}[key]
-        self.pool = _as_pool(pools, keys, self.num_entities)
+        num_keys = {"entity": int(pool_of.max()) + 1, "relation": self.num_relations, "side": 2 * self.num_relations}[
+            key
+        ]
+        self.pool = _as_pool(pools, num_keys, self.num_entities)
         if len(pool_of) != self.num_entities:
             raise UserError(f"pool_of has {len(pool_of)} entries", f"one for each of the {self.num_entities} entities")
         # each entity's reach within its pool, and within all entities, looked up once instead of in each batch
         entities = torch.arange(self.num_entities)
-        both = [self.pool.reach(pools_of, entities) for pools_of in (pool_of, torch.full_like(pool_of, -1))]
+        nowhere = torch.full_like(entities, -1)
+        both = [self.pool.reach(keys, entities) for keys in (pool_of if key == "entity" else nowhere, nowhere)]
         first, choices = (torch.cat(part) for part in zip(*both, strict=True))  # (2 N,)
         probability = head_probability(mapped_triples, self.num_relations, corruption)
         self.register_buffer("corrupt_head", probability.float())
@@ -156,19 +159,21 @@ class PoolNegativeSampler(NegativeSampler):
         """Negatives of a batch. Shape (*batch, 3) -> (*batch, num_negs_per_pos, 3)."""
         shape, k = positive_batch.shape[:-1], self.num_negs_per_pos
         positives = positive_batch.reshape(-1, 3)
-        columns = positives.t().unsqueeze(-1).expand(3, -1, k).reshape(3, -1)  # (3, n): whole columns are replaced
+        # whole columns are copied, changed and put together: faster than changing single cells of a (n, 3) table
+        head, relation, tail = (column.unsqueeze(1).expand(-1, k).flatten() for column in positives.t())  # each (n,)
         share = hard_share(self.mix, self.schedule, self.epoch, self.ramp_epochs)
         if self.corruption == "uniform":  # heads and tails in turn, starting with either: even counts, chance 1/2 each
             first = int(torch.randint(2, ()))
             sides: tuple[Any, Any] = slice(first, None, 2), slice(1 - first, None, 2)
         else:
-            heads = torch.rand(columns.shape[1]) < self.corrupt_head[columns[RELATION]]
+            heads = torch.rand(len(head)) < self.corrupt_head[relation]
             sides = heads.nonzero().squeeze(1), (~heads).nonzero().squeeze(1)
-        for column, rows in zip((HEAD, TAIL), sides, strict=True):
-            columns[column, rows] = self._replacements(columns[column, rows], columns[RELATION, rows], column, share)
+        new_head, new_tail = head.clone(), tail.clone()
+        for old, new, rows, column in ((head, new_head, sides[0], HEAD), (tail, new_tail, sides[1], TAIL)):
+            new[rows] = self._replacements(old[rows], relation[rows], column, share)
         if self.schedule == "linear":
             self.seen += len(positives)
-        return columns.t().reshape(*shape, k, 3)
+        return torch.stack([new_head, relation, new_tail], dim=-1).reshape(*shape, k, 3)
 
     def _replacements(self, replaced: Tensor, relation: Tensor, column: int, share: float) -> Tensor:
         """Draw for each replaced entity: from its pool in a share of the cases, else from all. Shape (n,)."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from pykeen.evaluation import RankBasedEvaluator
 from pykeen.losses import Loss, MarginRankingLoss, NSSALoss
-from pykeen.models import ERModel, model_resolver
+from pykeen.models import Model, model_resolver
 from pykeen.sampling import NegativeSampler
 from pykeen.training import SLCWATrainingLoop
 from pykeen.training.callbacks import TrainingCallback
@@ -61,7 +61,7 @@ class Ranking:
         return float((self.ranks <= k).mean())
 
 
-def rank_triples(model: ERModel, triples: Tensor, known: list[Tensor]) -> Ranking:
+def rank_triples(model: Model, triples: Tensor, known: list[Tensor]) -> Ranking:
     """Filtered, realistic ranks by PyKEEN's evaluator; other true triples among `known` are passed over."""
     evaluator = RankBasedEvaluator(metrics=["mrr"], add_defaults=False, clear_on_finalize=False)
     evaluator.evaluate(
@@ -106,7 +106,7 @@ def _loss(training: Training) -> Loss:
 
 def train_model(
     graph: TextGraph, sampler: NegativeSampler, training: Training, streams: Streams, valid_curve: int = 0
-) -> tuple[ERModel, list[tuple[int, float]]]:
+) -> tuple[Model, list[tuple[int, float]]]:
     """Train from the seed's initial weights; the sampler is the only thing that may differ between arms.
 
     Args:
