@@ -20,9 +20,9 @@ from transfuse.study.streams import Streams
 SEEDS = (100, 101)
 GRIDS = {
     ("transe", None): {"lr": (0.003, 0.01, 0.03), "margin": (1.0, 3.0, 6.0)},
-    ("distmult", None): {"lr": (0.01, 0.03, 0.1), "margin": (0.5, 1.0, 3.0)},
+    ("distmult", None): {"lr": (0.01, 0.03, 0.1), "margin": (0.25, 0.5, 1.0, 3.0)},
     ("transe", 1.0): {"lr": (0.003, 0.01, 0.03), "margin": (3.0, 6.0, 9.0)},
-    ("distmult", 1.0): {"lr": (0.01, 0.03, 0.1), "margin": (3.0, 6.0, 9.0)},
+    ("distmult", 1.0): {"lr": (0.01, 0.03, 0.1), "margin": (0.0, 1.0, 3.0)},
 }
 
 
@@ -49,12 +49,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--graph", default="umls")
     parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--model", choices=("transe", "distmult"))
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     graph = load_graph(arguments.graph)
     rows = []
     for (model, temperature), grid in GRIDS.items():
+        if arguments.model not in (None, model):
+            continue
         for lr, margin in itertools.product(grid["lr"], grid["margin"]):
             mrr = valid_mrr(graph, model, temperature, lr, margin, arguments.epochs)
             loss = "margin" if temperature is None else "nssa"

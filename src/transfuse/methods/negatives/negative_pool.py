@@ -147,7 +147,7 @@ class NegativePool(nn.Module):
         than a modulus or floating point. All of shape (n,); indices are looked up by `index_select`, which is four
         times as fast as square brackets.
         """
-        index = first + (bits * choices >> RANDOM_BITS)
+        index = (bits * choices).bitwise_right_shift_(RANDOM_BITS).add_(first)
         return self.ring.index_select(0, index)
 
     def draw_weighted(self, keys: Tensor, exclude: Tensor, bits: Tensor) -> Tensor:

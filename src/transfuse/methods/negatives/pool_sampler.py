@@ -22,7 +22,6 @@ from transfuse.errors import UserError
 from transfuse.methods.negatives.negative_pool import RANDOM_BITS, NegativePool
 
 HEAD, RELATION, TAIL = 0, 1, 2
-_MIX_MASK = 2**31 - 1  # the low bits of a random number choose between pool and all, the high bits within
 Corruption = Literal["uniform", "bernoulli"]
 Schedule = Literal["constant", "linear"]
 PoolKey = Literal["entity", "relation", "side"]
@@ -159,27 +158,26 @@ class PoolNegativeSampler(NegativeSampler):
         """Negatives of a batch. Shape (*batch, 3) -> (*batch, num_negs_per_pos, 3)."""
         shape, k = positive_batch.shape[:-1], self.num_negs_per_pos
         positives = positive_batch.reshape(-1, 3)
-        # whole columns are copied, changed and put together: faster than changing single cells of a (n, 3) table
-        head, relation, tail = (column.unsqueeze(1).expand(-1, k).flatten() for column in positives.t())  # each (n,)
+        negatives = positives.repeat_interleave(k, dim=0)  # (n, 3), a copy
         share = hard_share(self.mix, self.schedule, self.epoch, self.ramp_epochs)
         if self.corruption == "uniform":  # heads and tails in turn, starting with either: even counts, chance 1/2 each
             first = int(torch.randint(2, ()))
             sides: tuple[Any, Any] = slice(first, None, 2), slice(1 - first, None, 2)
         else:
-            heads = torch.rand(len(head)) < self.corrupt_head[relation]
+            heads = torch.rand(len(negatives)) < self.corrupt_head[negatives[:, RELATION]]
             sides = heads.nonzero().squeeze(1), (~heads).nonzero().squeeze(1)
-        new_head, new_tail = head.clone(), tail.clone()
-        for old, new, rows, column in ((head, new_head, sides[0], HEAD), (tail, new_tail, sides[1], TAIL)):
-            new[rows] = self._replacements(old[rows], relation[rows], column, share)
+        for column, rows in zip((HEAD, TAIL), sides, strict=True):
+            replaced, relation = negatives[rows, column], negatives[rows, RELATION]
+            negatives[rows, column] = self._replacements(replaced, relation, column, share)
         if self.schedule == "linear":
             self.seen += len(positives)
-        return torch.stack([new_head, relation, new_tail], dim=-1).reshape(*shape, k, 3)
+        return negatives.reshape(*shape, k, 3)
 
     def _replacements(self, replaced: Tensor, relation: Tensor, column: int, share: float) -> Tensor:
         """Draw for each replaced entity: from its pool in a share of the cases, else from all. Shape (n,)."""
-        random = torch.empty_like(replaced, memory_format=torch.contiguous_format).random_()  # 63 bits, two uses
-        bits = random >> (63 - RANDOM_BITS)
-        from_all = (random & _MIX_MASK) >= round(share * (_MIX_MASK + 1))
+        random = torch.empty(len(replaced), dtype=torch.long).random_()  # 63 bits: high ones choose pool or all,
+        from_all = random >= min(int(share * 2.0**63), 2**63 - 1)
+        bits = random.bitwise_and_(2**RANDOM_BITS - 1)  # low ones choose within
         if self.key == "entity":
             row = torch.add(replaced, from_all, alpha=self.num_entities)
             first, choices = self.first.index_select(0, row), self.choices.index_select(0, row)
