@@ -10,9 +10,10 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 ALPHA = 0.05  # two-sided level of intervals and of Holm's procedure
 MIN_PAIRS = 5  # the least number at which an exact one-sided sign-flip test can reach 5 % (1/32)
@@ -39,7 +40,7 @@ def t_interval(values: Sequence[float] | np.ndarray, alpha: float = ALPHA) -> Es
     mean = float(x.mean())
     if len(x) < 2:
         return Estimate(mean, -math.inf, math.inf, len(x))
-    half = float(stats.t.ppf(1 - alpha / 2, len(x) - 1) * standard_error(x))
+    half = float(special.stdtrit(len(x) - 1, 1 - alpha / 2) * standard_error(x))
     return Estimate(mean, mean - half, mean + half, len(x))
 
 
@@ -63,7 +64,7 @@ def p_greater(values: Sequence[float] | np.ndarray, threshold: float = 0.0) -> f
     error = standard_error(x)
     if error == 0.0:
         return 0.5 if abs(distance) < 1e-12 else float(distance < 0)
-    return float(stats.t.sf(distance / error, len(x) - 1))
+    return float(special.stdtr(len(x) - 1, -distance / error))
 
 
 def sign_flip(values: Sequence[float] | np.ndarray, threshold: float = 0.0) -> float:
@@ -75,11 +76,18 @@ def sign_flip(values: Sequence[float] | np.ndarray, threshold: float = 0.0) -> f
     x = _checked(values) - threshold
     observed = x.sum()
     slack = 1e-12 * max(1.0, float(np.abs(x).sum()))
+    reached = _signs(len(x)) @ x >= observed - slack
     if len(x) <= _EXACT_PAIRS:
-        signs = np.array(list(itertools.product((1.0, -1.0), repeat=len(x))))  # (2**n, n)
-        return float(np.mean(signs @ x >= observed - slack))
-    draws = np.random.default_rng(0).choice((1.0, -1.0), size=(100_000, len(x)))
-    return float((1 + np.sum(draws @ x >= observed - slack)) / (1 + len(draws)))
+        return float(np.mean(reached))
+    return float((1 + np.sum(reached)) / (1 + len(reached)))
+
+
+@lru_cache(maxsize=4)  # a report asks for thousands of tests with the same number of seeds
+def _signs(count: int) -> np.ndarray:
+    """Sign patterns (patterns, count): all of them, or 100 000 drawn ones where there are too many."""
+    if count <= _EXACT_PAIRS:
+        return np.array(list(itertools.product((1.0, -1.0), repeat=count)))
+    return np.random.default_rng(0).choice((1.0, -1.0), size=(100_000, count))
 
 
 def p_equivalent(values: Sequence[float] | np.ndarray, margin: float) -> float:
