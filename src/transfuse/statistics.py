@@ -70,7 +70,7 @@ def p_greater(values: Sequence[float] | np.ndarray, threshold: float = 0.0) -> f
 def sign_flip(values: Sequence[float] | np.ndarray, threshold: float = 0.0) -> float:
     """One-sided exact sign-flip p value of "symmetric about threshold" against "larger".
 
-    All sign patterns are enumerated up to 14 values; beyond that 100 000 are drawn from a fixed generator and
+    All sign patterns are enumerated up to 14 values; beyond that 20 000 are drawn from a fixed generator and
     the observed pattern is counted among them, so that the test stays valid.
     """
     x = _checked(values) - threshold
@@ -84,10 +84,10 @@ def sign_flip(values: Sequence[float] | np.ndarray, threshold: float = 0.0) -> f
 
 @lru_cache(maxsize=4)  # a report asks for thousands of tests with the same number of seeds
 def _signs(count: int) -> np.ndarray:
-    """Sign patterns (patterns, count): all of them, or 100 000 drawn ones where there are too many."""
+    """Sign patterns (patterns, count): all of them, or 20 000 drawn ones where there are too many."""
     if count <= _EXACT_PAIRS:
         return np.array(list(itertools.product((1.0, -1.0), repeat=count)))
-    return np.random.default_rng(0).choice((1.0, -1.0), size=(100_000, count))
+    return np.random.default_rng(0).choice((1.0, -1.0), size=(20_000, count))
 
 
 def p_equivalent(values: Sequence[float] | np.ndarray, margin: float) -> float:

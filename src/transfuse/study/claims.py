@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from scipy import stats
 
 from transfuse.statistics import (
     ALPHA,
@@ -210,7 +209,15 @@ def _spearman(curve: Sequence[tuple[Any, float]]) -> float:
     x, y = zip(*curve, strict=True)
     if len(set(x)) < 2 or len(set(y)) < 2:
         return 0.0  # a flat curve does not rise
-    return float(stats.spearmanr(x, y).statistic)
+    a, b = _ranks(x), _ranks(y)
+    return float(a @ b / math.sqrt((a @ a) * (b @ b)))
+
+
+def _ranks(values: Sequence[Any]) -> np.ndarray:
+    """Ranks about their mean; ties share the middle one."""
+    _, place, count = np.unique(np.array(values), return_inverse=True, return_counts=True)
+    middle = np.cumsum(count) - (count - 1) / 2
+    return middle[place] - (len(values) + 1) / 2
 
 
 @dataclass(frozen=True)

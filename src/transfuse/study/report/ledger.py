@@ -21,7 +21,24 @@ from transfuse.study.report.tables import anchor, label
 
 # Metrics in these units are what an arm costs, not what it achieves.
 COST_UNITS = frozenset(
-    ("s", "ms", "min", "h", "B", "kB", "MB", "GB", "KiB", "MiB", "GiB", "bytes", "rounds", "steps", "tokens", "parameters")
+    (
+        "s",
+        "ms",
+        "min",
+        "h",
+        "B",
+        "kB",
+        "MB",
+        "GB",
+        "KiB",
+        "MiB",
+        "GiB",
+        "bytes",
+        "rounds",
+        "steps",
+        "tokens",
+        "parameters",
+    )
 )
 
 

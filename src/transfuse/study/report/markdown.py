@@ -10,9 +10,10 @@ from transfuse.registry import Registry
 from transfuse.study.claims import OUTCOMES
 from transfuse.study.evidence import Evidence
 from transfuse.study.report import provenance, tables
-from transfuse.study.report.arrange import Arranged, arrange
+from transfuse.study.report.arrange import Arranged
 from transfuse.study.report.figures import conditions, number, seed_list, with_deviation
 from transfuse.study.report.ledger import LedgerRow
+from transfuse.study.report.sections import Contents, Section
 from transfuse.study.report.tables import ClaimRow
 
 # What Markdown or HTML would read as markup; an underscore inside a word is none.
@@ -62,35 +63,31 @@ def _counts(method: str, evidence: Sequence[Evidence]) -> str:
     return "; ".join(parts) or "not run"
 
 
-def page_markdown(
-    evidence: Sequence[Evidence], title: str, rows: Sequence[ClaimRow], entries: Sequence[LedgerRow]
-) -> str:
+def page_markdown(made: Contents) -> str:
     """The whole report, without the drawings."""
-    return "\n".join(_page(evidence, title, rows, entries)).rstrip() + "\n"
+    return "\n".join(_page(made)).rstrip() + "\n"
 
 
-def _page(
-    evidence: Sequence[Evidence], title: str, rows: Sequence[ClaimRow], entries: Sequence[LedgerRow]
-) -> Iterator[str]:
-    yield f"# {_cell(title)}\n"
-    yield tables.summary_sentence(evidence) + "\n"
+def _page(made: Contents) -> Iterator[str]:
+    yield f"# {_cell(made.title)}\n"
+    yield tables.summary_sentence(made.evidence) + "\n"
     yield "A verdict speaks of the scale that was run, not of the paper's own experiments.\n"
     head = ("Study", "Scale", "Seeds", *(outcome.capitalize() for outcome in OUTCOMES), "Controls", "Stale")
-    summary = tables.summary_rows(evidence)
+    summary = tables.summary_rows(made.evidence)
     yield _table(head, ((r.study, r.scale, r.seeds, *map(str, r.counts), r.controls, r.stale) for r in summary))
     yield "\n## Claims of the papers\n"
-    yield _claims([row for row in rows if not row.control], with_study=True)
+    yield _claims(made.rows(control=False), with_study=True)
     yield "\n## Controls: they check the study, not the paper\n"
-    yield _claims([row for row in rows if row.control], with_study=True)
+    yield _claims(made.rows(control=True), with_study=True)
     yield "\n## Transfer ledger\n"
     yield "Where transfer helped, where it hurt, by how much, at what cost. Uncorrected; verdicts are above.\n"
-    yield _ledger(entries)
-    for group in evidence:
-        anchor = tables.anchor(group)
-        yield from _section(group, [row for row in rows if row.anchor == anchor])
+    yield _ledger(made.ledger)
+    for section in made.sections:
+        yield from _section(section)
 
 
-def _section(group: Evidence, rows: list[ClaimRow]) -> Iterator[str]:
+def _section(section: Section) -> Iterator[str]:
+    group, rows = section.group, section.rows
     study, card = group.study, group.entry.card
     yield f"\n## {_cell(card.title)} (`{study.id}`, {tables.label(group)})\n"
     yield f"{_cell(study.question)} Paper: {_cell(card.authors)}, {_cell(card.venue)} {card.year}, <{card.url}>\n"
@@ -100,18 +97,22 @@ def _section(group: Evidence, rows: list[ClaimRow]) -> Iterator[str]:
     yield f"Arms: {_cell(arms)}. Seeds: {seed_list(group.seeds)}. Scale: {tables.SCALES.get(group.scale, '')}.\n"
     yield _claims(rows, with_study=False) + "\n"
     yield from (f"- {line}" for row in rows for line in _details(row))
-    arranged = arrange(group)
-    for table in tables.means_tables(group, arranged):
+    for table in tables.means_tables(group, section.arranged):
         yield f"\n**{_cell(table.metric)}**: {_cell(table.note)}\n"
         yield _table(("", *table.columns), ((name, *(words for words, _ in entries)) for name, entries in table.rows))
-    yield from _learning(arranged)
+    yield from _learning(section.arranged)
+    yield from _provenance(group)
+
+
+def _provenance(group: Evidence) -> Iterator[str]:
+    """Cost, machine, warnings, notes, settings and the command."""
     yield "\n**Cost of a cell** (all arms)\n"
     costs = provenance.cost_rows(group)
     yield _table(("Seed", "Wall", "CPU", "Peak memory"), ((row.seed, row.wall, row.cpu, row.memory) for row in costs))
     yield ""
     yield from (f"- {seeds}: {_cell(words)}" for seeds, words in provenance.environments(group))
     yield from (f"- warning, {seeds}: {_cell(words)}" for seeds, words in provenance.warnings(group))
-    yield from (f"- note: {_cell(note)}" for note in study.notes)
+    yield from (f"- note: {_cell(note)}" for note in group.study.notes)
     yield from (
         f"- setting `{s.name}` = `{s.value}` (default `{s.default}`, changed by {s.by})"
         for s in provenance.changed_settings(group)

@@ -16,13 +16,12 @@ from transfuse.errors import UserError
 from transfuse.study.claims import OUTCOMES
 from transfuse.study.evidence import Evidence
 from transfuse.study.report import provenance, tables
-from transfuse.study.report.arrange import arrange
 from transfuse.study.report.curves import curves
 from transfuse.study.report.figures import seed_list
 from transfuse.study.report.forest import forest
-from transfuse.study.report.ledger import LedgerRow, ledger
 from transfuse.study.report.markdown import page_markdown
 from transfuse.study.report.palette import SIGNS, looks, outcome_class
+from transfuse.study.report.sections import Contents, Section, contents
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
@@ -47,41 +46,36 @@ def write_report(evidence: Sequence[Evidence], out: Path, *, title: str = "trans
         UserError: the folder cannot be written.
     """
     files = ReportFiles(out / "index.html", out / "report.md")
-    rows = [row for group in evidence for row in tables.claim_rows(group)]
-    entries = ledger(evidence)
+    made = contents(evidence, title)
     try:
-        write_text(files.html, page_html(evidence, title, rows, entries))
-        write_text(files.markdown, page_markdown(evidence, title, rows, entries))
+        write_text(files.html, page_html(made))
+        write_text(files.markdown, page_markdown(made))
     except OSError as error:
         raise UserError(f"cannot write the report into {str(out)!r}: {error.strerror}", "a writable folder") from None
     return files
 
 
-def page_html(
-    evidence: Sequence[Evidence], title: str, rows: Sequence[tables.ClaimRow], entries: Sequence[LedgerRow]
-) -> str:
+def page_html(made: Contents) -> str:
     """The whole page as text."""
     return template("page.html.j2").render(
-        title=title,
+        title=made.title,
         outcomes=OUTCOMES,
         signs=SIGNS,
-        sentence=tables.summary_sentence(evidence),
-        summary=tables.summary_rows(evidence),
-        scales=[(name, words) for name, words in tables.SCALES.items() if any(e.scale == name for e in evidence)],
-        claims=[row for row in rows if not row.control],
-        controls=[row for row in rows if row.control],
-        ledger=entries,
-        groups=[_group(group, rows) for group in evidence],
+        sentence=tables.summary_sentence(made.evidence),
+        summary=tables.summary_rows(made.evidence),
+        scales=[(name, words) for name, words in tables.SCALES.items() if any(e.scale == name for e in made.evidence)],
+        claims=made.rows(control=False),
+        controls=made.rows(control=True),
+        ledger=made.ledger,
+        groups=[_group(section) for section in made.sections],
     )
 
 
-def _group(group: Evidence, rows: Sequence[tables.ClaimRow]) -> dict[str, Any]:
+def _group(section: Section) -> dict[str, Any]:
     """All that one section shows."""
-    anchor = tables.anchor(group)
-    own = [row for row in rows if row.anchor == anchor]
-    arranged = arrange(group)
+    group, arranged, rows = section.group, section.arranged, section.rows
     return {
-        "anchor": anchor,
+        "anchor": tables.anchor(group),
         "card": group.entry.card,
         "study": group.study,
         "scale": group.scale,
@@ -91,8 +85,8 @@ def _group(group: Evidence, rows: Sequence[tables.ClaimRow]) -> dict[str, Any]:
         "looks": looks(group.study),
         "seeds": seed_list(group.seeds),
         "stale": seed_list(group.stale),
-        "claims": [row for row in own if not row.control],
-        "controls": [row for row in own if row.control],
+        "claims": [row for row in rows if not row.control],
+        "controls": [row for row in rows if row.control],
         "forest": forest(group.verdicts, group.study),
         "curves": curves(group, arranged),
         "means": tables.means_tables(group, arranged),
