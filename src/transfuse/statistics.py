@@ -122,23 +122,35 @@ def two_level_bootstrap(
         raise ValueError("no differences")
     arrays = [_checked(array) for array in differences]
     rng = np.random.default_rng(seed)
-    means = np.empty(draws)
-    for draw in range(draws):
-        chosen = rng.integers(len(arrays), size=len(arrays))
-        means[draw] = np.mean([rng.choice(arrays[index], size=len(arrays[index])).mean() for index in chosen])
-    low, high = np.quantile(means, (alpha / 2, 1 - alpha / 2))
+    chosen = rng.integers(len(arrays), size=(draws, len(arrays)))
+    means = np.empty(chosen.shape)
+    for index, array in enumerate(arrays):
+        means[chosen == index] = _resampled_means(array, int(np.sum(chosen == index)), rng)
+    low, high = np.quantile(means.mean(1), (alpha / 2, 1 - alpha / 2))
     return Estimate(float(np.mean([array.mean() for array in arrays])), float(low), float(high), len(arrays))
+
+
+def _resampled_means(items: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Means of `count` resamples of the items, in blocks that keep the memory small."""
+    block = max(1, 2_000_000 // len(items))
+    starts = range(0, count, block)
+    sizes = [(min(block, count - start), len(items)) for start in starts]
+    return np.concatenate([np.empty(0), *(items[rng.integers(len(items), size=size)].mean(1) for size in sizes)])
 
 
 def pairs_needed(effect_in_sd: float, power: float = 0.8, alpha: float = ALPHA) -> int:
     """Seeds that a paired t test needs to see an effect, given in standard deviations of the difference."""
     if effect_in_sd <= 0:
         raise ValueError("the effect must be positive")
-    for pairs in range(MIN_PAIRS, 10_000):
-        critical = stats.t.ppf(1 - alpha / 2, pairs - 1)
+    few, enough = MIN_PAIRS - 1, 10_000  # power grows with the number of pairs, so it can be halved in on
+    while enough - few > 1:
+        pairs = (few + enough) // 2
+        critical = special.stdtrit(pairs - 1, 1 - alpha / 2)
         if stats.nct.sf(critical, pairs - 1, effect_in_sd * math.sqrt(pairs)) >= power:
-            return pairs
-    return 10_000
+            enough = pairs
+        else:
+            few = pairs
+    return enough
 
 
 def _checked(values: Sequence[float] | np.ndarray) -> np.ndarray:
