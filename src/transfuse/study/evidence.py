@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -156,9 +157,9 @@ def gather(store: Store, registry: Registry, studies: Sequence[str] | None = Non
     Where both current and stale cells of a group are there, the current ones are taken.
     """
     groups: dict[tuple[str, str, str], list[Cell]] = defaultdict(list)
-    for cell in store.cells():
+    for cell in chain.from_iterable(store.cells(study) for study in ([None] if studies is None else studies)):
         known = registry.entries.get(cell.spec.study)
-        if known and known.study_module and (studies is None or cell.spec.study in studies):
+        if known and known.study_module:
             settings = json.dumps([cell.spec.settings, cell.spec.data], sort_keys=True)
             groups[cell.spec.study, cell.spec.scale, settings].append(cell)
     order = ("quick", "small", "public", "full")
