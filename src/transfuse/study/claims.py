@@ -200,12 +200,20 @@ def _paired(claim: Claim, values: Values, arm: str, other: str) -> dict[int, flo
 
 
 def _spearman(curve: Sequence[tuple[Any, float]]) -> float:
-    from scipy import stats
-
     x, y = zip(*curve, strict=True)
     if len(set(x)) < 2 or len(set(y)) < 2:
         return 0.0  # a flat curve does not rise
-    return float(stats.spearmanr(x, y).statistic)
+    a, b = _ranks(x), _ranks(y)
+    return float(a @ b / math.sqrt((a @ a) * (b @ b)))
+
+
+def _ranks(values: Sequence[Any]) -> np.ndarray:
+    """Ranks about their mean; ties share the middle one."""
+    import numpy as np
+
+    _, place, count = np.unique(np.array(values), return_inverse=True, return_counts=True)
+    middle = np.cumsum(count) - (count - 1) / 2
+    return middle[place] - (len(values) + 1) / 2
 
 
 @dataclass(frozen=True)
