@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib.util
 import inspect
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -51,7 +52,7 @@ def declared(path: Path, name: str) -> Callable[..., Any] | None:
     None where the signature needs more than plain types, `Literal` names and the defaults of `Config`.
     """
     names: dict[str, Any] = dict(_NAMES)
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in _with_imported_names(ast.parse(path.read_text(encoding="utf-8")).body):
         if isinstance(node, ast.ClassDef) and node.name == "Config":
             names["Config"] = SimpleNamespace(**dict(_literal_defaults(node)))
         elif isinstance(node, ast.FunctionDef) and node.name == name:
@@ -60,9 +61,23 @@ def declared(path: Path, name: str) -> Callable[..., Any] | None:
         elif not isinstance(node, ast.Assign):
             continue
         with contextlib.suppress(NameError, TypeError, AttributeError, ValueError):
-            exec(compile(ast.fix_missing_locations(ast.Module([node], [])), str(path), "exec", dont_inherit=True), names)
+            code = compile(ast.fix_missing_locations(ast.Module([node], [])), str(path), "exec", dont_inherit=True)
+            exec(code, names)
     found = names.get(name)
     return found if inspect.isfunction(found) else None
+
+
+def _with_imported_names(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements; before an import from the same package, the assignments there of what is imported."""
+    for node in body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("transfuse.methods."):
+            spec = importlib.util.find_spec(node.module or "")
+            wanted = {alias.name for alias in node.names if alias.asname is None}
+            source = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
+            for other in ast.parse(source).body:
+                if isinstance(other, ast.Assign) and {t.id for t in other.targets if isinstance(t, ast.Name)} & wanted:
+                    yield other
+        yield node
 
 
 def _literal_defaults(node: ast.ClassDef) -> Iterator[tuple[str, Any]]:
