@@ -95,6 +95,7 @@ def _write_graph(folder: Path) -> None:
 def workplace(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fresh folder with those files."""
     shutil.copytree(files, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "results").symlink_to(ROOT / "results")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -126,7 +127,7 @@ def test_commands_run(command: str, workplace: Path) -> None:
         words = [word for word in words if word not in ("small", "public", "--scale")] + ["--scale", "quick"]
     environment = {**os.environ, **variables, "TRANSFUSE_RESULTS": str(ROOT / "results")}
     if words[1] == "run":
-        environment["TRANSFUSE_RESULTS"] = str(workplace / "results")
+        environment["TRANSFUSE_RESULTS"] = str(workplace / "own_results")
     if "TRANSFUSE_DATA" in variables:
         environment["TRANSFUSE_DATA"] = os.environ.get("TRANSFUSE_DATA", "")
     done = subprocess.run(
