@@ -558,6 +558,24 @@ def test_files_that_cannot_be_used_are_named(files: dict[str, Path], tmp_path: P
         gnome_ood.apply(files["train"], files["validation"], tmp_path / "latin.txt", tmp_path / "o.csv", epochs=1)
 
 
+def test_docstring_example_on_text_files_runs(
+    files: dict[str, Path], tiny: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import doctest
+
+    from transformers import AutoModelForSequenceClassification
+
+    monkeypatch.chdir(tmp_path)
+    tiny[0].save_pretrained("my-base")
+    classifier = AutoModelForSequenceClassification.from_pretrained("my-base", num_labels=2)
+    classifier.save_pretrained("my-classifier")
+    for folder in ("my-base", "my-classifier"):
+        tiny[1].save_pretrained(folder)
+    words = {"GNOME": GNOME}
+    example = doctest.DocTestParser().get_doctest(GNOME.__doc__ or "", words, "GNOME", None, 0)
+    assert doctest.DocTestRunner().run(example) == (0, 6)
+
+
 def test_null_auroc_is_what_equal_halves_reach() -> None:
     limit = gnome_text.null_auroc(np.random.default_rng(0).normal(size=200), 100, seed=0)
     assert 0.55 < limit < 0.62
