@@ -27,9 +27,7 @@ def resolve(schema: type[T], *layers: Mapping[str, Any], name: str = "settings")
     Raises:
         UserError: an unknown key, or a value of the wrong type.
     """
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        _merge(merged, layer)
+    merged = merge(*layers)
     _check_keys(schema, merged, name)
     from pydantic import TypeAdapter, ValidationError  # kept out of `transfuse list`
 
@@ -38,8 +36,16 @@ def resolve(schema: type[T], *layers: Mapping[str, Any], name: str = "settings")
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
-        message = first["msg"].removeprefix("Value error, ")
+        message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
         raise UserError(f"{name}: {key} = {first['input']!r}", message[0].lower() + message[1:]) from None
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables as one; later layers win, key by key."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        _merge(merged, layer)
+    return merged
 
 
 def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:

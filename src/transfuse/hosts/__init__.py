@@ -1,1 +1,1 @@
-"""Thin glue shared by the methods of one host."""
+"""Glue that the methods of one host share: nothing here belongs to a single method."""

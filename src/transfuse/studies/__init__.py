@@ -1,1 +1,1 @@
-"""Studies: one module a method, in the folder of its family."""
+"""The studies: one file a method, in the folder of its family."""
