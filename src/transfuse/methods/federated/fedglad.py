@@ -188,9 +188,7 @@ class ServerStepAdapter:
         ratio: r of the latest round before clipping, (groups,).
     """
 
-    def __init__(
-        self, beta: float = 0.9, gamma: float = 0.02, gamma_max: float | None = None, groups: int = 1
-    ) -> None:
+    def __init__(self, beta: float = 0.9, gamma: float = 0.02, gamma_max: float | None = None, groups: int = 1) -> None:
         self.beta, self.gamma, self.gamma_max, self.groups = beta, gamma, gamma_max, groups
         self.baseline: np.ndarray | None = None
         self.ratio = np.ones(groups)

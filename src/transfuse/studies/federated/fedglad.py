@@ -102,7 +102,9 @@ STUDY = Study(
         "early_drop": Metric("lower", "1", "mean loss of test accuracy from one early round to the next"),
         "gain": Metric("higher", "1", "accuracy minus that of FedAvg with the same clients"),
         "rho_eta": Metric("higher", "1", "Spearman correlation over rounds of the indicator with the optimal step"),
-        "rho_tv": Metric("higher", "1", "Spearman correlation of the indicator with how balanced the pooled labels are"),
+        "rho_tv": Metric(
+            "higher", "1", "Spearman correlation of the indicator with how balanced the pooled labels are"
+        ),
         "rho_eta_ratio": Metric("neither", "1", "as rho_eta, both divided by their running baselines"),
         "rho_tv_ratio": Metric("neither", "1", "as rho_tv, with the indicator over its running baseline"),
         "rho_eta_unit": Metric("neither", "1", "as rho_eta, the indicator taken of updates scaled to one length"),
@@ -322,9 +324,7 @@ def run(settings: Settings, seed: int, streams: Streams, stage: Stages) -> Itera
     """All arms and conditions of one seed."""
     for source in settings.sources:
         if source == "office":
-            how = LocalTraining(
-                settings.epochs, settings.batch, settings.office_rate, settings.momentum, settings.clip
-            )
+            how = LocalTraining(settings.epochs, settings.batch, settings.office_rate, settings.momentum, settings.clip)
             bench = _Bench(settings, office_world(settings.office_hidden, how, streams), streams, "uniform", "office")
             yield from bench.office()
             continue
@@ -466,9 +466,7 @@ class _Bench:
         yield self._measure("fedavg", "gsi", float(values.mean()))
         yield self._measure("fedavg", "gsi_floor", float(np.mean(floors)))
 
-    def _report(
-        self, arm: str, run: Trajectory, base: Trajectory, eta: float | None = None
-    ) -> Iterator[Measurement]:
+    def _report(self, arm: str, run: Trajectory, base: Trajectory, eta: float | None = None) -> Iterator[Measurement]:
         s, test = self.settings, np.array(run.test)
         late = run.late("test", s.last)
         yield self._measure(arm, "accuracy", late)
