@@ -14,10 +14,13 @@ import torch
 from pykeen.sampling import BasicNegativeSampler
 
 from transfuse.data.graphs import TextGraph, load_graph
+from transfuse.methods.negatives.pool_sampler import ExactFilterer
 from transfuse.studies.negatives.link_prediction import Training, train_model
 from transfuse.study.streams import Streams
 
 SEEDS = (100, 101)
+SHAPES = {"umls": (32, 24, 256), "wn18rr-text": (64, 5, 1024)}  # dimension, epochs, batch size of the study
+VALID = 500  # validation triples ranked
 GRIDS = {
     ("transe", None): {"lr": (0.003, 0.01, 0.03), "margin": (1.0, 3.0, 6.0)},
     ("distmult", None): {"lr": (0.01, 0.03, 0.1), "margin": (0.25, 0.5, 1.0, 3.0)},
@@ -26,10 +29,19 @@ GRIDS = {
 }
 
 
-def valid_mrr(graph: TextGraph, model: str, temperature: float | None, lr: float, margin: float, epochs: int) -> float:
+def valid_mrr(graph: TextGraph, model: str, temperature: float | None, lr: float, margin: float) -> float:
     """Mean over the tuning seeds of the validation MRR after the last epoch."""
+    dim, epochs, batch_size = SHAPES[graph.name]
     training = Training(
-        model, 32, epochs, 256, lr, margin, nssa_temperature=temperature, nssa_margin=margin, evaluate_every=epochs
+        model,
+        dim,
+        epochs,
+        batch_size,
+        lr,
+        margin,
+        nssa_temperature=temperature,
+        nssa_margin=margin,
+        evaluate_every=epochs,
     )
     values = []
     for seed in SEEDS:
@@ -38,17 +50,16 @@ def valid_mrr(graph: TextGraph, model: str, temperature: float | None, lr: float
             num_entities=len(graph.entities),
             num_relations=len(graph.relations),
             num_negs_per_pos=8,
-            filtered=True,
+            filterer=ExactFilterer,
         )
-        _, curve = train_model(graph, sampler, training, Streams(seed), valid_curve=len(graph.valid))
+        _, curve = train_model(graph, sampler, training, Streams(seed), valid_curve=VALID)
         values.append(curve[-1][1])
     return float(np.mean(values))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--graph", default="umls")
-    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--graph", default="umls", choices=tuple(SHAPES))
     parser.add_argument("--model", choices=("transe", "distmult"))
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -59,7 +70,7 @@ def main() -> None:
         if arguments.model not in (None, model):
             continue
         for lr, margin in itertools.product(grid["lr"], grid["margin"]):
-            mrr = valid_mrr(graph, model, temperature, lr, margin, arguments.epochs)
+            mrr = valid_mrr(graph, model, temperature, lr, margin)
             loss = "margin" if temperature is None else "nssa"
             rows.append({"model": model, "loss": loss, "lr": lr, "margin": margin, "valid_mrr": round(mrr, 4)})
             if not arguments.json:

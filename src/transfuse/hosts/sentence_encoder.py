@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,13 +58,28 @@ class SentenceEncoder:
             from sentence_transformers import SentenceTransformer
 
             try:
-                self._model = SentenceTransformer(self.folder, device=self.device, trust_remote_code=False)
+                with _no_progress_bar():
+                    self._model = SentenceTransformer(self.folder, device=self.device, trust_remote_code=False)
             except (OSError, ValueError) as error:
                 reason = str(error).splitlines()[0]
                 raise UserError(f"cannot load the sentence encoder {self.folder!r}: {reason}") from None
             if self.max_tokens is not None:
                 self._model.max_seq_length = self.max_tokens
         return self._model
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """transformers draws a bar even for a model that loads in a moment."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def packaged_encoder(max_tokens: int | None = None, batch_size: int = 64) -> SentenceEncoder:

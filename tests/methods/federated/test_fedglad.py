@@ -1,4 +1,4 @@
-"""FedGLAD: indicator, baseline and bound against brute force; the strategy inside Flower; the audit and its false alarms."""
+"""FedGLAD: indicator, baseline and bound against brute force; the strategy in Flower; the audit and its alarms."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_adapter_follows_the_recurrence() -> None:
     adapter, baseline = ServerStepAdapter(beta=0.9, gamma=0.02, groups=3), None
     for t, value in enumerate(values):
         ratio = np.ones(3) if baseline is None else value / baseline  # against the baseline BEFORE this round
-        baseline = value if baseline is None else 0.9 * baseline + 0.1 * value  # of the indicator, not of the clipped step
+        baseline = value if baseline is None else 0.9 * baseline + 0.1 * value  # of the indicator, unclipped
         expected = np.minimum(np.maximum(ratio, 1 - 0.02 * t), 1 + 0.02 * t)
         np.testing.assert_allclose(adapter.update(value), expected, rtol=1e-12)
         np.testing.assert_allclose(adapter.ratio, ratio, rtol=1e-12)
@@ -522,7 +522,7 @@ def test_audit_reads_all_three_forms(tmp_path: Path) -> None:
     items = [json.loads(line) for line in lines.read_text().splitlines()]
     rows = [f"{item['round']},{item['gsi']},{';'.join(map(str, item['clients']))}" for item in items]
     table.write_text("\n".join(["round,gsi,clients", *rows]))
-    bare = [{"update_norms": item["update_norms"], "mean_update_norm": 1.0, "weights": item["weights"]} for item in items]
+    bare = [{**{key: item[key] for key in ("update_norms", "weights")}, "mean_update_norm": 1.0} for item in items]
     whole.write_text(json.dumps({"rounds": bare}))
     values = [audit(path, draws=200) for path in (lines, table)]
     assert values[0].findings[0].value == pytest.approx(values[1].findings[0].value)

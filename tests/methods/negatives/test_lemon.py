@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from pykeen.sampling import BasicNegativeSampler, BernoulliNegativeSampler, negative_sampler_resolver
+from pykeen.sampling.filtering import PythonSetFilterer
 from pykeen.triples import CoreTriplesFactory, TriplesFactory
 from pykeen.triples.instances import BatchedSLCWAInstances
 from scipy import stats
@@ -22,7 +23,7 @@ from transfuse.methods.negatives.control_samplers import permuted, spectral_embe
 from transfuse.methods.negatives.false_negative_audit import TripleIndex, coverage, profile_all, profile_negatives
 from transfuse.methods.negatives.lemon import Config, LemonNegativeSampler, apply, audit, lemon_kwargs, neighbourhoods
 from transfuse.methods.negatives.negative_pool import NegativePool
-from transfuse.methods.negatives.pool_sampler import PoolNegativeSampler, hard_share, head_probability
+from transfuse.methods.negatives.pool_sampler import ExactFilterer, PoolNegativeSampler, hard_share, head_probability
 from transfuse.methods.negatives.text_neighbourhoods import (
     cluster_pools,
     cluster_texts,
@@ -285,8 +286,12 @@ def test_linear_schedule_goes_from_uniform_to_hard():
 
 def test_filter_is_on_by_default_and_masks_exactly_the_training_triples():
     triples = random_triples(600)
-    sampler = lemon(triples, num_negs_per_pos=16, filterer="python-set")
+    sampler = lemon(triples, num_negs_per_pos=16)
     negatives, mask = sampler.sample(triples)
+    theirs = PythonSetFilterer(triples)(negatives)
+    assert torch.equal(mask, theirs)
+    beyond = torch.tensor([[0, 0, N], [N, 0, 0], [0, R, 0]])  # ids that training never had
+    assert not ExactFilterer(triples).contains(beyond).any()
     known = {tuple(row) for row in triples.tolist()}
     expected = [[tuple(triple) not in known for triple in row] for row in negatives.tolist()]
     assert mask.tolist() == expected

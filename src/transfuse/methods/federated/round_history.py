@@ -361,9 +361,7 @@ def _ceiling(rounds: Sequence[Round]) -> Finding | None:
     near = value > 0.95
     meaning = f"the indicator is typically {value:.0%} of what orthogonal updates of equal length give"
     remedy = "clients train on too little data for the indicator to say much; more local data or more clients a round"
-    return Finding(
-        "nearness to noise", value, None, 0.95, "finding" if near else "ok", meaning, remedy if near else ""
-    )
+    return Finding("nearness to noise", value, None, 0.95, "finding" if near else "ok", meaning, remedy if near else "")
 
 
 def _dominance(rounds: Sequence[Round]) -> Finding | None:

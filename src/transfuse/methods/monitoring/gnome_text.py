@@ -62,6 +62,13 @@ class Scored:
     features: tuple[Tensor, Tensor]
 
 
+def batch_of(path: str | Path) -> tuple[list[str], Tensor]:
+    """A labelled file as one batch for `GNOME.fit`: texts, and their labels numbered in alphabetical order."""
+    texts, labels = read_labelled(Path(path))
+    codes = {label: code for code, label in enumerate(sorted(set(labels)))}
+    return texts, torch.tensor([codes[label] for label in labels])
+
+
 class FileDetector:
     """GNOME fitted on a labelled training file and an ID validation file."""
 

@@ -19,6 +19,20 @@ Score = Callable[[Tensor], Tensor]  # triples (n, 3) -> plausibility (n,)
 _BATCH = 1024
 
 
+def triple_codes(triples: Tensor, num_entities: int, num_relations: int) -> Tensor:
+    """One integer a triple, (h R + r) N + t; distinct for ids within the limits. Shape (..., 3) -> (...)."""
+    head, relation, tail = triples.unbind(-1)
+    return (head * num_relations + relation) * num_entities + tail
+
+
+def find_codes(known: Tensor, asked: Tensor) -> Tensor:
+    """Which of the codes are among the sorted ones. Any shape -> the same, bool."""
+    if len(known) == 0:
+        return torch.zeros_like(asked, dtype=torch.bool)
+    at = torch.searchsorted(known, asked.contiguous()).clamp_(max=len(known) - 1)
+    return known[at] == asked
+
+
 class TripleIndex:
     """Exact membership of triples in a set, vectorised: sorted integer codes and a binary search.
 
@@ -34,11 +48,7 @@ class TripleIndex:
         limits = torch.tensor([num_entities, num_relations, num_entities])
         if bool((rows < 0).any()) or bool((rows >= limits).any()):
             raise UserError("a triple with an id out of range", f"{num_entities} entities, {num_relations} relations")
-        self.codes = torch.unique(self._code(rows))
-
-    def _code(self, triples: Tensor) -> Tensor:
-        head, relation, tail = triples.unbind(-1)
-        return (head * self.num_relations + relation) * self.num_entities + tail
+        self.codes = torch.unique(triple_codes(rows, num_entities, num_relations))
 
     def triples(self) -> Tensor:
         """The distinct triples, in order of code. Shape (n, 3)."""
@@ -47,11 +57,7 @@ class TripleIndex:
 
     def contains(self, triples: Tensor) -> Tensor:
         """Which triples are in the set. Shape (..., 3) -> (...), bool."""
-        if len(self.codes) == 0:
-            return torch.zeros(triples.shape[:-1], dtype=torch.bool)
-        code = self._code(triples)
-        found = torch.searchsorted(self.codes, code).clamp(max=len(self.codes) - 1)
-        return self.codes[found] == code
+        return find_codes(self.codes, triple_codes(triples, self.num_entities, self.num_relations))
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from pykeen.sampling import NegativeSampler, negative_sampler_resolver
-from pykeen.sampling.filtering import Filterer
+from pykeen.sampling.filtering import Filterer, filterer_resolver
 from torch import Tensor
 
 from transfuse.errors import UserError
+from transfuse.methods.negatives.false_negative_audit import TripleIndex, find_codes, triple_codes
 from transfuse.methods.negatives.negative_pool import RANDOM_BITS, NegativePool
 
 HEAD, RELATION, TAIL = 0, 1, 2
@@ -52,6 +53,28 @@ def head_probability(triples: Tensor, num_relations: int, corruption: Corruption
 def hard_share(mix: float, schedule: Schedule, epoch: float, ramp_epochs: float) -> float:
     """Share of negatives that come from the pools at a (fractional) epoch: 1 - mix, or a ramp up to it from 0."""
     return (1 - mix) * (min(1.0, epoch / ramp_epochs) if schedule == "linear" else 1.0)
+
+
+class ExactFilterer(Filterer):
+    """Masks known triples by binary search over sorted codes; `filterer="exact"` in PyKEEN.
+
+    Exact, unlike PyKEEN's Bloom filter, and about ten times as fast as it or as Python sets (bench/lemon.py).
+    """
+
+    codes: Tensor
+
+    def __init__(self, mapped_triples: Tensor) -> None:
+        super().__init__()
+        self.num_entities = int(mapped_triples[:, [HEAD, TAIL]].max()) + 1
+        self.num_relations = int(mapped_triples[:, RELATION].max()) + 1
+        index = TripleIndex(mapped_triples, self.num_entities, self.num_relations)
+        self.register_buffer("codes", index.codes)
+
+    def contains(self, batch: Tensor) -> Tensor:
+        """Which triples are known. Shape (..., 3) -> (...), bool."""
+        found = find_codes(self.codes, triple_codes(batch, self.num_entities, self.num_relations))
+        inside = (batch[..., HEAD] < self.num_entities) & (batch[..., TAIL] < self.num_entities)
+        return found & inside & (batch[..., RELATION] < self.num_relations)  # ids above would share others' codes
 
 
 class PoolNegativeSampler(NegativeSampler):
@@ -117,7 +140,7 @@ class PoolNegativeSampler(NegativeSampler):
             num_relations=num_relations,
             num_negs_per_pos=num_negs_per_pos,
             filtered=filtered,
-            filterer=filterer,
+            filterer=ExactFilterer if filtered and filterer is None else filterer,
             filterer_kwargs=filterer_kwargs,
         )
         if self.num_entities < 2:
@@ -215,4 +238,5 @@ def _check_options(mix: float, schedule: str, ramp_epochs: float, corruption: st
             raise UserError(f"{name} = {value!r}", " or ".join(map(repr, get_args(allowed))))
 
 
+filterer_resolver.register(ExactFilterer, raise_on_conflict=False)
 negative_sampler_resolver.register(PoolNegativeSampler, raise_on_conflict=False)

@@ -54,12 +54,17 @@ def build_samplers(
         "num_entities": num_entities,
         "num_relations": num_relations,
         "num_negs_per_pos": negatives,
-        "filtered": filtered,
+        "filterer": "exact" if filtered else None,  # the same filter for all
     }
 
     def pools(neighbourhoods: Neighbourhoods, share: float = mix) -> PoolNegativeSampler:
         return PoolNegativeSampler(
-            pools=neighbourhoods.pool, pool_of=neighbourhoods.pool_of, mix=share, corruption=corruption, **shared
+            pools=neighbourhoods.pool,
+            pool_of=neighbourhoods.pool_of,
+            mix=share,
+            corruption=corruption,
+            filtered=filtered,
+            **shared,
         )
 
     return {

@@ -1,8 +1,8 @@
 """Does the disagreement of clients say how far to trust a round, and does acting on it help?
 
-Digits on 60 clients whose label mixes are drawn around the prior (equal sizes), 6 clients a round; at scale `public` also
-Office-Caltech10 with one client for each domain and class. All arms of a seed share partition, initial weights, batch
-order and, under uniform and MD sampling, the clients of every round.
+Digits on 60 clients whose label mixes are drawn around the prior (equal sizes), 6 clients a round; at scale `public`
+also Office-Caltech10 with one client for each domain and class. All arms of a seed share partition, initial weights,
+batch order and, under uniform and MD sampling, the clients of every round.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Settings:
 
 STUDY = Study(
     id="fedglad",
-    question="Does the disagreement of clients tell how far to trust a federated round, and does scaling the step by it help?",
+    question="Does the disagreement of clients tell how far to trust a round, and does scaling the step by it help?",
     arms=(
         "fedavg",
         "glad_group",
@@ -102,7 +102,7 @@ STUDY = Study(
         "early_drop": Metric("lower", "1", "mean loss of test accuracy from one early round to the next"),
         "gain": Metric("higher", "1", "accuracy minus that of FedAvg with the same clients"),
         "rho_eta": Metric("higher", "1", "Spearman correlation over rounds of the indicator with the optimal step"),
-        "rho_tv": Metric("higher", "1", "Spearman correlation of the indicator with how balanced the pooled labels are"),
+        "rho_tv": Metric("higher", "1", "Spearman correlation of the indicator with the balance of the pooled labels"),
         "rho_eta_ratio": Metric("neither", "1", "as rho_eta, both divided by their running baselines"),
         "rho_tv_ratio": Metric("neither", "1", "as rho_tv, with the indicator over its running baseline"),
         "rho_eta_unit": Metric("neither", "1", "as rho_eta, the indicator taken of updates scaled to one length"),
@@ -126,7 +126,7 @@ STUDY = Study(
             width=0.1,
             control=True,
             paper="Without label skew there are no negative draws, so the indicator should say nothing.",
-            likely="indicator and optimal step share the squared mean update as denominator, so noise ties them together",
+            likely="indicator and optimal step share the length of the mean update, which ties them together",
         ),
         AtLeast(
             "fedavg",
@@ -309,10 +309,10 @@ STUDY = Study(
     data={"public": ("office-caltech10-surf",), "full": ("office-caltech10-surf",)},
     seconds={"small": 45, "public": 110, "full": 400},
     notes=(
-        "The optimal step is <mean update of the draw, mean update of all clients> / |mean update of the draw|^2; it needs "
-        "all clients to train every round, so it is a yardstick and not a method.",
+        "The optimal step is <mean update of the draw, mean update of all clients> / |mean update of the draw|^2; "
+        "all clients must train every round to know it, so it is a yardstick and not a method.",
         "Server rates are chosen for each baseline on validation data and then used by its GLAD arms and controls.",
-        "Scale full is longer, not larger: CIFAR-10 with ResNet-56 and text with DistilBERT are not part of this study.",
+        "Scale full is longer, not larger: ResNet-56 on CIFAR-10 and DistilBERT on text are not part of this study.",
         "Office-Caltech10: rows divided by their sum, columns z-scored within each domain over all its images.",
     ),
 )
@@ -322,9 +322,7 @@ def run(settings: Settings, seed: int, streams: Streams, stage: Stages) -> Itera
     """All arms and conditions of one seed."""
     for source in settings.sources:
         if source == "office":
-            how = LocalTraining(
-                settings.epochs, settings.batch, settings.office_rate, settings.momentum, settings.clip
-            )
+            how = LocalTraining(settings.epochs, settings.batch, settings.office_rate, settings.momentum, settings.clip)
             bench = _Bench(settings, office_world(settings.office_hidden, how, streams), streams, "uniform", "office")
             yield from bench.office()
             continue
@@ -466,9 +464,7 @@ class _Bench:
         yield self._measure("fedavg", "gsi", float(values.mean()))
         yield self._measure("fedavg", "gsi_floor", float(np.mean(floors)))
 
-    def _report(
-        self, arm: str, run: Trajectory, base: Trajectory, eta: float | None = None
-    ) -> Iterator[Measurement]:
+    def _report(self, arm: str, run: Trajectory, base: Trajectory, eta: float | None = None) -> Iterator[Measurement]:
         s, test = self.settings, np.array(run.test)
         late = run.late("test", s.last)
         yield self._measure(arm, "accuracy", late)

@@ -1,4 +1,4 @@
-"""Federations of the FedGLAD study: a world of clients, one run of a strategy in it, and what a round could have done."""
+"""Federations of the FedGLAD study: a world of clients, one run of a strategy in it, what a round was worth."""
 
 from __future__ import annotations
 

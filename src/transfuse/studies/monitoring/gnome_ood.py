@@ -19,7 +19,7 @@ from transfuse.methods.monitoring.tied_gaussian import fit_gaussian
 from transfuse.studies.monitoring.gnome_features import (
     FRACTIONS,
     Settings,
-    features_of,
+    maker,
     part_names,
     texts_of,
     tracked_parts,
@@ -270,7 +270,7 @@ def measure_task(task: Task, settings: Settings, streams: Streams, stage: Stages
     inputs = {"settings": asdict(settings), "seed": streams.seed, "task": task.name, "texts": digest}
     found = {
         key: torch.as_tensor(value)
-        for key, value in stage("gnome-features", lambda: features_of(task, settings, streams), inputs=inputs).items()
+        for key, value in stage("gnome-features", maker(task, settings, streams), inputs=inputs).items()
     }
     where = {"task": task.name}
     yield Measurement("gnome", "texts", float(int(digest[:12], 16)), where)

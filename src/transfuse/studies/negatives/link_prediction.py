@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -98,6 +99,13 @@ def settled_garbage() -> Iterator[None]:
         gc.unfreeze()
 
 
+def quiet_pykeen() -> None:
+    """PyKEEN warns at every model of a processor without a GPU; a study makes dozens of them."""
+    for name in ("pykeen", "torch_max_mem"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+
+
 def _loss(training: Training) -> Loss:
     if training.nssa_temperature is None:
         return MarginRankingLoss(margin=training.margin)
@@ -119,8 +127,7 @@ def train_model(
     Returns:
         The model, and (epoch, validation MRR) pairs.
     """
-    logging.getLogger("pykeen").setLevel(logging.ERROR)
-    logging.getLogger("torch_max_mem").setLevel(logging.ERROR)
+    quiet_pykeen()
     factory = CoreTriplesFactory(
         torch.from_numpy(graph.train), num_entities=len(graph.entities), num_relations=len(graph.relations)
     )

@@ -1,4 +1,4 @@
-"""The costly, seed-free pieces of studies of samplers: text embeddings and neighbourhoods of a graph, as stages."""
+"""Neighbourhoods of a graph, by text and by links, as a stage: they are made once and shared by all seeds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from transfuse.data.graphs import TextGraph
-from transfuse.hosts.sentence_encoder import encode_texts, packaged_encoder
 from transfuse.methods.negatives.control_samplers import transe_embeddings
 from transfuse.methods.negatives.negative_pool import NegativePool
 from transfuse.methods.negatives.text_neighbourhoods import (
@@ -21,15 +20,6 @@ from transfuse.methods.negatives.text_neighbourhoods import (
 )
 
 Arrays = dict[str, np.ndarray]
-
-
-def text_maker(graph: TextGraph, max_tokens: int) -> Callable[[], Arrays]:
-    """Makes MiniLM embeddings of the entities' texts."""
-
-    def make() -> Arrays:
-        return {"embeddings": encode_texts(graph.texts, packaged_encoder(max_tokens))}
-
-    return make
 
 
 def neighbourhood_maker(graph: TextGraph, embeddings: np.ndarray, neighbours: int, epochs: int) -> Callable[[], Arrays]:
