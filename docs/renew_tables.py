@@ -11,11 +11,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from transfuse.study.report.markdown import method_table_markdown, verdict_table_markdown
-
 from transfuse.atomic import write_text
 from transfuse.registry import load_registry
 from transfuse.study.evidence import Evidence, gather
+from transfuse.study.report.markdown import method_table_markdown, verdict_table_markdown
 from transfuse.study.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,1 +1,1 @@
-"""Thin glue that the methods of one host share. Nothing here is a method."""
+"""Glue that the methods of one host share: nothing here belongs to a single method."""

@@ -1,1 +1,1 @@
-"""Studies: for each method the arms, the data and the paper's claims, declared before running."""
+"""The studies: one file a method, in the folder of its family."""

@@ -6,6 +6,7 @@ worker writes the cell itself, so that only a name has to travel back.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -85,22 +86,27 @@ class LocalProcesses:
 
     def launch(self, cells: Sequence[CellSpec], job: Job) -> Iterator[Outcome]:
         waiting = list(cells)
-        deaths: dict[str, int] = {}
         while waiting:
             finished: set[str] = set()
+            suspects: list[CellSpec] = []
             try:
                 for outcome in self._pool_run(waiting, job):
                     finished.add(outcome.spec.name)
                     yield outcome
             except BrokenProcessPool:
-                # Cells start in order, so only the first few can have been under way when the worker died.
-                unfinished = [spec for spec in waiting if spec.name not in finished]
-                for spec in unfinished[: self.jobs + 1]:
-                    deaths[spec.name] = deaths.get(spec.name, 0) + 1
+                # Cells start in order, so only the first few can have been under way when a worker died.
+                suspects = [spec for spec in waiting if spec.name not in finished][: self.jobs + 1]
+            for spec in suspects:  # one at a time, so that a cell does not fail for what its neighbour did
+                finished.add(spec.name)
+                yield self._alone(spec, job)
             waiting = [spec for spec in waiting if spec.name not in finished]
-            for spec in [spec for spec in waiting if deaths.get(spec.name, 0) > self.retries]:
-                waiting.remove(spec)
-                yield Outcome(spec, None, f"its worker process died {deaths[spec.name]} times (out of memory?)")
+
+    def _alone(self, spec: CellSpec, job: Job) -> Outcome:
+        for _ in range(self.retries):
+            with contextlib.suppress(BrokenProcessPool):
+                (outcome,) = self._pool_run([spec], job)
+                return outcome
+        return Outcome(spec, None, f"its worker process died {self.retries + 1} times (out of memory?)")
 
     def _pool_run(self, cells: Sequence[CellSpec], job: Job) -> Iterator[Outcome]:
         workers = max(1, min(self.jobs, len(cells)))
