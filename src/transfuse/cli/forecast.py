@@ -18,16 +18,22 @@ class Forecast:
 
     expected: Mapping[str, float]
     jobs: int
-    started: float = field(default_factory=time.monotonic)
+    now: float = field(default_factory=time.monotonic)  # when a cell last ended
+    _names: set[str] = field(default_factory=set)
     _done: float = 0.0  # expected seconds of the finished cells
     _spent: float = 0.0  # what they took
-    _names: set[str] = field(default_factory=set)
 
-    def finished(self, name: str, seconds: float | None) -> None:
-        """A cell ended after so many seconds; None where it failed."""
+    def finished(self, name: str, seconds: float | None, now: float | None = None) -> None:
+        """A cell ended after so many seconds; None where it failed, which says nothing about the others."""
+        self.now = time.monotonic() if now is None else now
         self._names.add(name)
+        self._spent += self.expected[name] * self.pace if seconds is None else seconds
         self._done += self.expected[name]
-        self._spent += self.expected[name] if seconds is None else seconds
+
+    @property
+    def pace(self) -> float:
+        """Seconds that an expected second takes."""
+        return self._spent / self._done if self._done else 1.0
 
     @property
     def share(self) -> float:
@@ -36,11 +42,9 @@ class Forecast:
         return self._done / total if total else 1.0
 
     def left(self, now: float | None = None) -> float:
-        """Seconds until all are done."""
-        pace = self._spent / self._done if self._done else 1.0
-        jobs = max(1, min(self.jobs, len(self.expected)))
+        """Seconds until all are done; cells under way count as if they had begun when the last one ended."""
         rest = [seconds for name, seconds in self.expected.items() if name not in self._names]
-        whole = pace * sum(self.expected.values()) / jobs
-        elapsed = (time.monotonic() if now is None else now) - self.started
-        # What is left cannot be less than nothing, nor take longer than if all the rest began now.
-        return max(0.0, min(whole - elapsed, max(pace * sum(rest) / jobs, pace * max(rest, default=0.0))))
+        if not rest:
+            return 0.0
+        work = self.pace * max(sum(rest) / max(1, min(self.jobs, len(rest))), max(rest))
+        return max(0.0, work - ((time.monotonic() if now is None else now) - self.now))

@@ -150,8 +150,10 @@ def _execute(plan: Plan, store: Store, registry: Registry, jobs: int, threads: i
                         if not open_studies[id(study)]:
                             _judge(study, store, registry, reporter)
     except KeyboardInterrupt:
-        kept = f"{count(finished, 'cell')} finished in this run and kept in {str(store.folder)!r}"
-        raise InterruptError(f"interrupted; {kept}; the same command goes on from there") from None
+        kept = f"{sum(map(store.has, plan.cells))} of {count(len(plan.cells), 'cell')} finished and kept"
+        raise InterruptError(
+            f"interrupted; {kept} in {str(store.folder)!r}; the same command goes on from there"
+        ) from None
     _finish(store, failed, finished, json)
     return failed
 

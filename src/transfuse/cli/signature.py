@@ -92,15 +92,16 @@ def _option(name: str, shape: Shape, default: Any, text: str) -> click.Option:
     is_switch = shape.kind is click.BOOL and not shape.several
     if required:
         text = f"{text} (required)".strip()
+    given = {} if required else {"default": default}  # a default of None is not the same to click as none
     return click.Option(
         [f"{flag}/--no-{flag[2:]}" if is_switch else flag, name],
         type=None if is_switch else shape.kind,
         required=required,
-        default=None if required else default,
         multiple=shape.several,
         show_default=not required and default not in (None, (), [], False),
         help=text,
-        callback=_collector(shape, None if required else default) if shape.several else None,
+        callback=_collector(shape, given.get("default")) if shape.several else None,
+        **given,
     )
 
 
