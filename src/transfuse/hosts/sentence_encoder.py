@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from transfuse.errors import MissingExtraError, UserError
+from transfuse.hosts.feature_cache import cached, texts_digest
 
 Encoder = Callable[[Sequence[str]], np.ndarray]
 
