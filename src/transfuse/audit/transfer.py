@@ -14,7 +14,7 @@ import numpy as np
 
 from transfuse.audit.finding import AuditReport, Finding, Result
 from transfuse.errors import UserError
-from transfuse.statistics import MIN_PAIRS, p_greater, sign_flip, t_interval
+from transfuse.statistics import MIN_PAIRS, p_greater, sign_flip, sign_patterns, t_interval
 
 FitScore = Callable[[tuple[np.ndarray, np.ndarray] | None, int], float]
 
@@ -128,7 +128,8 @@ def _significant(differences: np.ndarray) -> bool:
 
 
 def _null_rate(differences: np.ndarray) -> float:
-    """How often the rule flags a difference whose signs are random: the exact null distribution."""
-    rng = np.random.default_rng(0)
-    patterns = rng.choice((1.0, -1.0), size=(2000, len(differences)))
+    """How often the rule flags a difference whose signs are random: all sign patterns, or 2000 of many."""
+    patterns = sign_patterns(len(differences))
+    if len(patterns) > 2000:
+        patterns = np.random.default_rng(0).choice(patterns, 2000, replace=False)
     return float(np.mean([_significant(pattern * differences) for pattern in patterns]))
