@@ -90,7 +90,8 @@ class Settings:
     valid_triples: int = 200  # of the curve
     evaluate_every: int = 3  # eight points
     test_triples: int = 1_000_000  # all
-    wordnet: Wordnet = field(default_factory=Wordnet)
+    wordnet: Wordnet = field(default_factory=Wordnet)  # overrides for that graph
+    device: str = "cpu"  # of the models; samplers draw on the processor
 
 
 _FILTERED_TRANSE = {"model": "transe", "filtered": True, "graph": "umls"}
@@ -296,7 +297,7 @@ def _profiles(
         len(graph.entities),
         len(graph.relations),
         audited=train[chosen],
-        score=lambda triples: judge.score_hrt(triples).squeeze(-1),
+        score=lambda triples: judge.score_hrt(triples.to(judge.device)).squeeze(-1).cpu(),
         margin=margin,
         seed=streams.noise.child("audit").integer(),
     )
@@ -342,6 +343,7 @@ def _training(settings: Settings, model: str, tuned: Tuned, adversarial: bool) -
         nssa_temperature=settings.nssa_temperature if adversarial else None,
         nssa_margin=tuned.nssa_margin,
         evaluate_every=settings.evaluate_every,
+        device=settings.device,
     )
 
 
