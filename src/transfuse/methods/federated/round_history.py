@@ -240,7 +240,8 @@ def report(
         findings=tuple(findings),
         false_alarm_rate=float(flags.mean()) if tests else None,
         calibration=(
-            f"share of {draws} random orders of the rounds' ratios that the same tests would flag"
+            f"share of {draws} random orders of the rounds' ratios that the tests of clients and pools would flag; "
+            "nearness to noise and longest update have fixed limits"
             if tests
             else "the history names no clients, so there was nothing to test; give clients for each round"
         ),
@@ -251,17 +252,13 @@ def report(
 def _membership(rounds: Sequence[Round]) -> tuple[np.ndarray, list[str]]:
     """0/1 matrix (clients, rounds) of the clients that took part in at least three rounds and missed three."""
     names = sorted({str(client) for item in rounds for client in item.clients})
-    matrix = np.array([[str_in(name, item) for item in rounds] for name in names], dtype=np.float64)
+    taking_part = [{str(client) for client in item.clients} for item in rounds]
+    matrix = np.array([[name in clients for clients in taking_part] for name in names], dtype=np.float64)
     if not names:
         return np.zeros((0, len(rounds))), []
     taken = matrix.sum(axis=1)
     keep = (taken >= 3) & (taken <= len(rounds) - 3)
     return matrix[keep], [name for name, kept in zip(names, keep, strict=True) if kept]
-
-
-def str_in(name: str, item: Round) -> bool:
-    """Whether a client took part in a round, ids compared as text."""
-    return any(str(client) == name for client in item.clients)
 
 
 def _client_effect(
