@@ -20,6 +20,7 @@ from transfuse.studies.negatives.link_prediction import (
     epochs_to,
     quiet_pykeen,
     rank_triples,
+    settled_garbage,
     train_model,
 )
 from transfuse.studies.negatives.neighbourhood_stages import from_arrays, neighbourhood_maker
@@ -230,10 +231,11 @@ def run(settings: Settings, seed: int, streams: Streams, stage: Stages) -> Itera
     quiet_pykeen()
     for name in settings.graphs:
         graph, own = load_graph(name), _settings_on(name, settings)
-        for model in own.models:
-            yield from _run_model(graph, own, model, streams, stage, filtered=True)
-            if model in own.unfiltered_models:
-                yield from _run_model(graph, own, model, streams, stage, filtered=False)
+        with settled_garbage():
+            for model in own.models:
+                yield from _run_model(graph, own, model, streams, stage, filtered=True)
+                if model in own.unfiltered_models:
+                    yield from _run_model(graph, own, model, streams, stage, filtered=False)
 
 
 def _settings_on(graph: str, settings: Settings) -> Settings:

@@ -91,8 +91,7 @@ class _EpochClock(TrainingCallback):
 
 @contextlib.contextmanager
 def settled_garbage() -> Iterator[None]:
-    """PyKEEN collects garbage at every epoch; what is alive now is left out of that, which saves most of the time."""
-    gc.collect()
+    """PyKEEN collects garbage again and again; what is alive now is left out of that, which saves most of the time."""
     gc.freeze()
     try:
         yield
@@ -144,7 +143,7 @@ def train_model(
     clock = _EpochClock(streams, known[1][:valid_curve], known, training.evaluate_every)
     optimizer = torch.optim.Adam(model.parameters(), lr=training.lr)
     loop = SLCWATrainingLoop(model=model, triples_factory=factory, optimizer=optimizer, negative_sampler=sampler)
-    with streams.order.child(1).seeded(), settled_garbage():
+    with streams.order.child(1).seeded():
         loop.train(
             factory, num_epochs=training.epochs, batch_size=training.batch_size, use_tqdm=False, use_tqdm_batch=False,
             callbacks=clock,
