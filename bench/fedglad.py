@@ -93,7 +93,7 @@ def one_aggregation(clients: int, repeats: int) -> dict[str, float]:
         {key: (value + 0.01 * rng.normal(size=value.shape)).astype(np.float32) for key, value in base.items()}
         for _ in range(clients)
     ]
-    weights = rng.integers(10, 100, clients).astype(float)
+    weights = rng.integers(10, 100, clients).tolist()
     grid = LocalGrid(ClientApp(), clients)
     arrays = ArrayRecord({key: Array(value) for key, value in base.items()})
     plain = FedAvg(fraction_evaluate=0.0)
@@ -120,7 +120,7 @@ def one_aggregation(clients: int, repeats: int) -> dict[str, float]:
 
     model = StateDictModel(OrderedDict((key, torch.from_numpy(value)) for key, value in base.items()))
     tensors = [{key: torch.from_numpy(value) for key, value in state.items()} for state in states]
-    pairs = list(zip(weights.tolist(), tensors, strict=True))
+    pairs = list(zip(weights, tensors, strict=True))
     theirs, (new, metrics) = published_way(model, pairs), glad()
     for key in base:
         np.testing.assert_allclose(new[key].numpy(), theirs["new"][key].numpy(), atol=1e-5)

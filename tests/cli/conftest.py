@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from transfuse import registry
 from transfuse.cli import main
 from transfuse.registry import load_registry
 from transfuse.study.declaration import read_study
@@ -49,6 +50,7 @@ def plugin_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]
     paths = [str(PLUGIN), str(folder)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [*paths, *sys.path])
+        patch.setattr(registry, "_ROOT", folder)  # the package's own methods have tests of their own
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path[:2] + [p for p in sys.path[2:] if p]))
         if sys.dont_write_bytecode:  # else every child process compiles numpy and scipy anew
             patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Optional
 import click
 import pytest
 
-from transfuse.cli.signature import NotPlainError, options_of
+from transfuse.cli.signature import NotPlainError, declared, options_of
 
 
 @pytest.fixture
@@ -30,12 +30,20 @@ def test_audit_without_method_lists_those_that_have_one(transfuse: Callable) -> 
     assert "mean_shift" in listed and "needs_host" not in listed
 
 
+def test_help_needs_no_host(transfuse: Callable) -> None:
+    done = transfuse("audit", "needs_host", "--help")
+    assert done.status == 0 and "--history TEXT" in done.out
+    assert "Never called." in transfuse("audit").out
+
+
 def test_help_shows_the_signature(transfuse: Callable) -> None:
     out = transfuse("audit", "mean_shift", "--help").out
     assert "Is the mean of these samples shifted?" in out
-    assert "text file with one number a line (required)" in out
+    assert "text file with one number a line  [required]" in out
     assert "--limit FLOAT" in out and "[default: 0.5]" in out
-    assert "--unit [mm|inch]" in out and "--strict / --no-strict" in out and "--json" in out
+    assert (
+        "--unit [mm|inch]" in out and "--digits INTEGER" in out and "--strict / --no-strict" in out and "--json" in out
+    )
 
 
 def test_exit_status_is_the_reports(transfuse: Callable, samples: Path) -> None:
@@ -95,6 +103,34 @@ def test_every_plain_type() -> None:
     assert parse(audit, *words) == {
         "model": Path("m"), "level": 2, "names": ("a", "b"), "weights": [1.0, 2.5], "rate": 3.0, "fast": False,
     }  # fmt: skip
+
+
+SOURCE = '''
+import a_host_that_is_not_there
+from typing import Annotated, Literal
+Mode = Literal["hard", "soft"]
+LIMITS = a_host_that_is_not_there.limits()
+class Config:
+    mode: Mode = "soft"
+    rate: float = 0.5
+    made: list = field(default_factory=list)
+@a_host_that_is_not_there.decorated
+def audit(path: Annotated["Path", "of text"], mode: Mode = Config.mode, rate: float = Config.rate,
+          n: int = 0) -> Report:
+    """Says things."""
+    return a_host_that_is_not_there.go()
+def apply(made: list[str] = Config.made) -> Report: ...
+'''
+
+
+def test_signature_is_read_without_the_host(tmp_path: Path) -> None:
+    path = tmp_path / "method.py"
+    path.write_text(SOURCE.replace('"Path"', "Path"), encoding="utf-8")
+    audit = declared(path, "audit")
+    assert audit is not None and audit.__doc__ == "Says things."
+    assert parse(audit, "--path", "x") == {"path": Path("x"), "mode": "soft", "rate": 0.5, "n": 0}
+    assert parse(audit, "--path", "x", "--mode", "hard")["mode"] == "hard"
+    assert declared(path, "apply") is None  # a default that only the module itself can make
 
 
 def test_python_objects_cannot_be_typed() -> None:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from transfuse.cache import cache_folder
 from transfuse.study import stage as module
-from transfuse.study.stage import Stages, cache_folder
+from transfuse.study.stage import Stages
 
 
 class Made:

@@ -137,7 +137,9 @@ def _execute(plan: Plan, store: Store, registry: Registry, jobs: int, threads: i
             for study in plan.studies:
                 if not study.pending:
                     _judge(study, store, registry, reporter)
-            for outcome in LocalProcesses(jobs).launch(plan.pending, Job(store.folder, threads, device)):
+            for outcome in LocalProcesses(jobs, output=debugging()).launch(
+                plan.pending, Job(store.folder, threads, device)
+            ):
                 seconds = store.read(outcome.path).cost["wall_s"] if outcome.path else None
                 forecast.finished(outcome.spec.name, seconds)
                 reporter.cell(outcome, seconds)

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import inspect
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +24,6 @@ from transfuse.atomic import replacing
 from transfuse.study.fingerprint import fingerprint
 
 Arrays = dict[str, Any]
-
-
-def cache_folder() -> Path:
-    """``$TRANSFUSE_CACHE``, or the user's cache folder."""
-    if folder := os.environ.get("TRANSFUSE_CACHE"):
-        return Path(folder)
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("transfuse"))
 
 
 @dataclass(frozen=True)

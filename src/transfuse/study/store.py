@@ -108,6 +108,7 @@ class Store:
         for other in path.parent.glob(pattern):
             if other.suffix in (".json", ".npz") and other.stem != cell.spec.stem:
                 other.unlink(missing_ok=True)
+        _remove_leftovers(path)
         return path
 
     def read(self, path: Path) -> Cell:
@@ -140,6 +141,16 @@ class Store:
 
     def _paths(self, study: str | None, scale: str | None) -> list[Path]:
         return sorted(self.folder.glob(f"{study or '*'}/{scale or '*'}/seed*.json"))
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Half-written files of the same cell whose writer was killed."""
+    import psutil
+
+    for leftover in path.parent.glob(f".{path.stem}.*.partial"):
+        writer = leftover.name.split(".")[-2]
+        if writer.isdigit() and not psutil.pid_exists(int(writer)):
+            leftover.unlink(missing_ok=True)
 
 
 def _to_json(cell: Cell) -> str:

@@ -569,5 +569,5 @@ def test_malformed_histories_give_one_clear_line(tmp_path: Path, name: str, text
 
 
 def test_missing_history_gives_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="no such file"):
         audit(tmp_path / "nothing.json")

@@ -546,7 +546,7 @@ def test_files_that_cannot_be_used_are_named(files: dict[str, Path], tmp_path: P
     bad.write_text("sentence,label\nhello,1\n")
     with pytest.raises(UserError, match=r"row 1 .* has no 'text'"):
         gnome_ood.apply(bad, files["validation"], files["same"], tmp_path / "o.csv")
-    with pytest.raises(UserError, match="No such file"):
+    with pytest.raises(UserError, match="no such file"):
         gnome_ood.apply(tmp_path / "no.csv", files["validation"], files["same"], tmp_path / "o.csv")
     with pytest.raises(UserError, match="has no labels"):
         gnome_ood.apply(files["same"], files["validation"], files["same"], tmp_path / "o.csv")

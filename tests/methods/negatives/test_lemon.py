@@ -221,7 +221,7 @@ def test_mix_is_the_share_of_uniform_negatives():
 
 
 @pytest.mark.parametrize("options", [{"mix": 1.0}, {"mix": 0.0, "num_clusters": 1}])
-def test_degenerate_settings_are_uniform_sampling(options):
+def test_degenerate_setting_equals_baseline(options):
     negatives = replacements(lemon(num_negs_per_pos=2, **options), (5, 1, 10), 40_000)
     others = [e for e in range(N) if e != 5]
     assert uniform_p(negatives[negatives[:, 2] == 10][:, 0], others) > 1e-4
@@ -311,6 +311,17 @@ def test_same_seed_same_negatives_and_the_object_survives_pickling():
     assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])
     assert drawn[0].is_contiguous()
     assert all(tensor.device.type == "cpu" for tensor in sampler.state_dict().values())
+
+
+def test_device_and_dtype_follow_inputs():
+    sampler, pool = lemon(num_negs_per_pos=2), NegativePool.from_lists([[0, 1], [2]], num_items=3)
+    triples = random_triples()
+    negatives, mask = sampler.sample(triples)
+    assert (negatives.dtype, negatives.device) == (triples.dtype, triples.device)
+    assert mask.dtype == torch.bool
+    keys = torch.tensor([0, 1], device="meta")
+    assert pool.to("meta").sample(keys).device.type == "meta"
+    assert all(tensor.device.type == "cpu" for tensor in sampler.buffers())  # samplers run in data loaders
 
 
 @pytest.mark.parametrize("shape", [(7,), (2, 5), ()])
@@ -517,7 +528,7 @@ def test_texts_are_encoded_once_and_cached_by_content(tmp_path):
         encode_texts(["a"], lambda texts: np.full((1, 2), np.nan))
 
 
-def test_pipeline_by_name_on_a_file_of_ones_own(tmp_path):
+def test_works_in_host(tmp_path):
     from pykeen.pipeline import pipeline
 
     files = own_graph(tmp_path)

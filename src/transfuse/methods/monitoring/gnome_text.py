@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from transfuse.atomic import replacing
 from transfuse.audit import AuditReport, Finding
+from transfuse.cache import cache_folder
 from transfuse.data.text_files import read_labelled, read_texts
 from transfuse.errors import UserError
 from transfuse.hosts.encoder_features import Pooling, Tokens, extract, extract_pair, is_peft
-from transfuse.hosts.feature_cache import cache_folder, cached, texts_digest, weights_digest
+from transfuse.hosts.feature_cache import cached, texts_digest, weights_digest
 from transfuse.hosts.text_classifier import (
     FineTuning,
     PooledClassifier,
@@ -151,7 +152,7 @@ def _finetuned(
 ) -> nn.Module:
     """The packaged (or given) encoder fine-tuned on the training file; its weights are cached."""
     key = [weights_digest(encoder), *train[0], *dev[0], repr((train[1], dev[1], o.epochs, o.seed, o.pooling, RECIPE))]
-    path = cache_folder() / f"classifier-{texts_digest(key)}.safetensors"
+    path = cache_folder() / "features" / f"classifier-{texts_digest(key)}.safetensors"
     pooling = Pooling(o.pooling)
     if path.exists():
         import copy

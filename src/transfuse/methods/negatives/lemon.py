@@ -5,17 +5,16 @@ entity of the same cluster: (Paris, capital of, Belgium) instead of (Paris, capi
 model stay as they are, and drawing stays a table look-up. It is not for graphs without entity text; on dense graphs
 many text neighbours of a true tail are true tails themselves, so look at `transfuse audit lemon` first.
 
-```python
-from pykeen.datasets import Nations
-from pykeen.pipeline import pipeline
-from transfuse.methods.negatives.lemon import lemon_kwargs
-
-data = Nations()
-words = {name: name for name in data.entity_to_id}  # your own: a description for each entity
-options = lemon_kwargs(data.training, words, num_negs_per_pos=8)
-result = pipeline(dataset=data, model="TransE", training_loop="sLCWA", negative_sampler="lemon",
-                  negative_sampler_kwargs=options, training_kwargs={"num_epochs": 2}, random_seed=0)
-```
+>>> from pykeen.datasets import Nations
+>>> from pykeen.pipeline import pipeline
+>>> from transfuse.methods.negatives.lemon import lemon_kwargs
+>>> data = Nations()
+>>> texts = {name: name for name in data.entity_to_id}  # of your own: a description for each entity
+>>> options = lemon_kwargs(data.training, texts, num_negs_per_pos=8)
+>>> result = pipeline(dataset=data, model="TransE", training_loop="sLCWA", negative_sampler="lemon",
+...                   negative_sampler_kwargs=options, training_kwargs={"num_epochs": 2}, random_seed=0)
+>>> 0 < result.get_metric("mrr") <= 1
+True
 
 M. R. A. H. Rony, M. M. Alam, S. Ali, J. Lehmann, S. Vahdati: LEMON, LanguagE ModeL for Negative Sampling of Knowledge
 Graph Embeddings, arXiv 2203.04703, 2022.

@@ -37,6 +37,7 @@ class Training:
     nssa_temperature: float | None = None  # self-adversarial weighting of negatives; None for the margin loss
     nssa_margin: float = 9.0
     evaluate_every: int = 5
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def train_model(
             embedding_dim=training.dim,
             loss=_loss(training),
             random_seed=streams.init.integer(),
-        )
+        ).to(training.device)
     clock = _EpochClock(streams, known[1][:valid_curve], known, training.evaluate_every)
     optimizer = torch.optim.Adam(model.parameters(), lr=training.lr)
     loop = SLCWATrainingLoop(model=model, triples_factory=factory, optimizer=optimizer, negative_sampler=sampler)
