@@ -20,7 +20,7 @@ from transfuse.study.report.arrange import arrange
 from transfuse.study.report.axis import axis_around
 from transfuse.study.report.curves import curves
 from transfuse.study.report.figures import duration, interval, number, p_value, seed_list, signed, with_deviation
-from transfuse.study.report.ledger import reading
+from transfuse.study.report.ledger import ledger, reading
 from transfuse.study.report.tables import label, means_tables
 
 Make = Callable[..., Evidence]
@@ -67,6 +67,20 @@ def test_readings_follow_the_rule_of_the_verdicts() -> None:
     assert reading([-0.1, -0.11, -0.12, -0.1, -0.13]) == "hurt"
     assert reading([1.0, 1.1, 0.9, 1.0, -0.05]) == "unclear"
     assert reading([0.1] * 4) == "too few seeds"
+
+
+def test_the_ledger_compares_arms_under_the_conditions_that_both_have(make_evidence: Make) -> None:
+    base = make_evidence("toy")
+    easy, hard = {"shift": "background", "noise": 0.0}, {"noise": 1.0, "shift": "semantic"}
+    cells = []
+    for cell in base.cells:
+        shift = cell.spec.seed / 100
+        measured = [("no_transfer", 0.9, easy), ("no_transfer", 0.2 + shift, hard), ("teacher_copy", 0.3 + shift, hard)]
+        finals = tuple(Measurement(arm, "accuracy", value, where) for arm, value, where in measured)
+        cells.append(replace(cell, measurements=finals))
+    uneven = replace(base, cells=tuple(cells))
+    (row,) = [row for row in ledger(uneven, arrange(uneven)) if row.arm == "teacher_copy"]
+    assert (row.effect, row.reading, row.by_condition) == ("+0.1", "helped", "")  # not 0.3 against a mean of 0.55
 
 
 def test_labels_of_curves_do_not_cover_each_other(make_evidence: Make) -> None:
