@@ -1,5 +1,7 @@
 # Two commands matter: `make run` and `make test`. Both start from nothing but Python 3.11+, make and the package index.
 .DEFAULT_GOAL := help
+# Without compiled bytecode every command would compile torch and scipy anew.
+unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help run test lint types contracts bench lock docs clean
 
 # The first interpreter that runs and is new enough; override with `make PYTHON=...`.

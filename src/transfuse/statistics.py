@@ -10,9 +10,10 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 ALPHA = 0.05  # two-sided level of intervals and of Holm's procedure
 MIN_PAIRS = 5  # the least number at which an exact one-sided sign-flip test can reach 5 % (1/32)
@@ -39,7 +40,7 @@ def t_interval(values: Sequence[float] | np.ndarray, alpha: float = ALPHA) -> Es
     mean = float(x.mean())
     if len(x) < 2:
         return Estimate(mean, -math.inf, math.inf, len(x))
-    half = float(stats.t.ppf(1 - alpha / 2, len(x) - 1) * standard_error(x))
+    half = float(special.stdtrit(len(x) - 1, 1 - alpha / 2) * standard_error(x))
     return Estimate(mean, mean - half, mean + half, len(x))
 
 
@@ -63,23 +64,30 @@ def p_greater(values: Sequence[float] | np.ndarray, threshold: float = 0.0) -> f
     error = standard_error(x)
     if error == 0.0:
         return 0.5 if abs(distance) < 1e-12 else float(distance < 0)
-    return float(stats.t.sf(distance / error, len(x) - 1))
+    return float(special.stdtr(len(x) - 1, -distance / error))
 
 
 def sign_flip(values: Sequence[float] | np.ndarray, threshold: float = 0.0) -> float:
     """One-sided exact sign-flip p value of "symmetric about threshold" against "larger".
 
-    All sign patterns are enumerated up to 14 values; beyond that 100 000 are drawn from a fixed generator and
+    All sign patterns are enumerated up to 14 values; beyond that 20 000 are drawn from a fixed generator and
     the observed pattern is counted among them, so that the test stays valid.
     """
     x = _checked(values) - threshold
     observed = x.sum()
     slack = 1e-12 * max(1.0, float(np.abs(x).sum()))
+    reached = sign_patterns(len(x)) @ x >= observed - slack
     if len(x) <= _EXACT_PAIRS:
-        signs = np.array(list(itertools.product((1.0, -1.0), repeat=len(x))))  # (2**n, n)
-        return float(np.mean(signs @ x >= observed - slack))
-    draws = np.random.default_rng(0).choice((1.0, -1.0), size=(100_000, len(x)))
-    return float((1 + np.sum(draws @ x >= observed - slack)) / (1 + len(draws)))
+        return float(np.mean(reached))
+    return float((1 + np.sum(reached)) / (1 + len(reached)))
+
+
+@lru_cache(maxsize=4)  # a report asks for thousands of tests with the same number of seeds
+def sign_patterns(count: int) -> np.ndarray:
+    """Sign patterns (patterns, count): all of them, or 20 000 drawn ones where there are too many."""
+    if count <= _EXACT_PAIRS:
+        return np.array(list(itertools.product((1.0, -1.0), repeat=count)))
+    return np.random.default_rng(0).choice((1.0, -1.0), size=(20_000, count))
 
 
 def p_equivalent(values: Sequence[float] | np.ndarray, margin: float) -> float:
@@ -114,23 +122,35 @@ def two_level_bootstrap(
         raise ValueError("no differences")
     arrays = [_checked(array) for array in differences]
     rng = np.random.default_rng(seed)
-    means = np.empty(draws)
-    for draw in range(draws):
-        chosen = rng.integers(len(arrays), size=len(arrays))
-        means[draw] = np.mean([rng.choice(arrays[index], size=len(arrays[index])).mean() for index in chosen])
-    low, high = np.quantile(means, (alpha / 2, 1 - alpha / 2))
+    chosen = rng.integers(len(arrays), size=(draws, len(arrays)))
+    means = np.empty(chosen.shape)
+    for index, array in enumerate(arrays):
+        means[chosen == index] = _resampled_means(array, int(np.sum(chosen == index)), rng)
+    low, high = np.quantile(means.mean(1), (alpha / 2, 1 - alpha / 2))
     return Estimate(float(np.mean([array.mean() for array in arrays])), float(low), float(high), len(arrays))
+
+
+def _resampled_means(items: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Means of `count` resamples of the items, in blocks that keep the memory small."""
+    block = max(1, 2_000_000 // len(items))
+    starts = range(0, count, block)
+    sizes = [(min(block, count - start), len(items)) for start in starts]
+    return np.concatenate([np.empty(0), *(items[rng.integers(len(items), size=size)].mean(1) for size in sizes)])
 
 
 def pairs_needed(effect_in_sd: float, power: float = 0.8, alpha: float = ALPHA) -> int:
     """Seeds that a paired t test needs to see an effect, given in standard deviations of the difference."""
     if effect_in_sd <= 0:
         raise ValueError("the effect must be positive")
-    for pairs in range(MIN_PAIRS, 10_000):
-        critical = stats.t.ppf(1 - alpha / 2, pairs - 1)
+    few, enough = MIN_PAIRS - 1, 10_000  # power grows with the number of pairs, so it can be halved in on
+    while enough - few > 1:
+        pairs = (few + enough) // 2
+        critical = special.stdtrit(pairs - 1, 1 - alpha / 2)
         if stats.nct.sf(critical, pairs - 1, effect_in_sd * math.sqrt(pairs)) >= power:
-            return pairs
-    return 10_000
+            enough = pairs
+        else:
+            few = pairs
+    return enough
 
 
 def _checked(values: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -12,21 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
-from scipy import stats
+if TYPE_CHECKING:
+    import numpy as np
 
-from transfuse.statistics import (
-    ALPHA,
-    MIN_PAIRS,
-    Estimate,
-    holm,
-    p_equivalent,
-    p_greater,
-    sign_flip,
-    t_interval,
-)
+    from transfuse.statistics import Estimate
+
+# NumPy and SciPy are imported by the functions that judge: `transfuse show` reads claims without them.
 
 Curve = list[tuple[Any, float]]
 Outcome = Literal["supported", "contradicted", "inconclusive", "too few seeds"]
@@ -210,7 +203,17 @@ def _spearman(curve: Sequence[tuple[Any, float]]) -> float:
     x, y = zip(*curve, strict=True)
     if len(set(x)) < 2 or len(set(y)) < 2:
         return 0.0  # a flat curve does not rise
-    return float(stats.spearmanr(x, y).statistic)
+    a, b = _ranks(x), _ranks(y)
+    return float(a @ b / math.sqrt((a @ a) * (b @ b)))
+
+
+def _ranks(values: Sequence[Any]) -> np.ndarray:
+    """Ranks about their mean; ties share the middle one."""
+    import numpy as np
+
+    _, place, count = np.unique(np.array(values), return_inverse=True, return_counts=True)
+    middle = np.cumsum(count) - (count - 1) / 2
+    return middle[place] - (len(values) + 1) / 2
 
 
 @dataclass(frozen=True)
@@ -240,6 +243,10 @@ class Verdict:
 
 def judge(claims: Sequence[Claim], values: Values) -> list[Verdict]:
     """Verdicts of all claims of one study at one scale, corrected together by Holm's procedure."""
+    import numpy as np
+
+    from transfuse.statistics import holm
+
     effects = [claim.effects(values) for claim in claims]
     tests = [_test(claim, np.array(list(e.values()))) for claim, e in zip(claims, effects, strict=True)]
     adjusted = holm([p for p, _, _ in tests])
@@ -251,6 +258,8 @@ def judge(claims: Sequence[Claim], values: Values) -> list[Verdict]:
 
 def _test(claim: Claim, x: np.ndarray) -> tuple[float, float, bool]:
     """Two-sided p of the t test, one-sided p of the sign flip, and whether the effect is in favour."""
+    from transfuse.statistics import MIN_PAIRS, p_equivalent, p_greater, sign_flip
+
     if len(x) < MIN_PAIRS:
         return 1.0, 1.0, False
     if isinstance(claim, Within):
@@ -266,6 +275,8 @@ def _test(claim: Claim, x: np.ndarray) -> tuple[float, float, bool]:
 
 
 def _verdict(claim: Claim, effects: dict[int, float], test: tuple[float, float, bool], p_holm: float) -> Verdict:
+    from transfuse.statistics import ALPHA, MIN_PAIRS, t_interval
+
     p, p_flip, in_favour = test
     estimate = t_interval(list(effects.values())) if effects else None
     outcome: Outcome
@@ -292,6 +303,8 @@ def _plain(claim: Claim, outcome: Outcome) -> str:
 
 
 def _why_inconclusive(p: float, p_holm: float, p_flip: float) -> str:
+    from transfuse.statistics import ALPHA
+
     if p >= ALPHA:
         return "the seeds differ too much, or the effect is too small, to say"
     if p_holm >= ALPHA:
@@ -301,6 +314,8 @@ def _why_inconclusive(p: float, p_holm: float, p_flip: float) -> str:
 
 def needed_note(verdict: Verdict) -> str:
     """How many seeds the observed effect would need, for an inconclusive claim; empty where none can say."""
+    import numpy as np
+
     from transfuse.statistics import pairs_needed
 
     if verdict.outcome != "inconclusive" or len(verdict.effects) < 2 or isinstance(verdict.claim, Within):

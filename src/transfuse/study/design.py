@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from transfuse.study.claims import Claim
-from transfuse.study.streams import Streams
 
 if TYPE_CHECKING:
     import numpy as np
 
     from transfuse.study.stage import Stages
+    from transfuse.study.streams import Streams
 
 SCALES = ("quick", "small", "public", "full")
 Condition = str | int | float | bool
@@ -117,4 +117,4 @@ class Study:
         return self.seeds.get(scale, 1 if scale == "quick" else 5)
 
 
-RunFunction = Callable[[Any, int, Streams, "Stages"], Iterator[Measurement]]
+RunFunction = Callable[[Any, int, "Streams", "Stages"], Iterator[Measurement]]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -73,9 +75,9 @@ class Evidence:
         differences = []
         for cell in self.cells:
             first, second = (_samples(cell, arm, claim) for arm in claim.arms)
-            if first is None or second is None or first.shape != second.shape:
+            if not first or {key: x.shape for key, x in first.items()} != {key: x.shape for key, x in second.items()}:
                 return None
-            differences.append(sign * (first - second))
+            differences.append(sign * np.concatenate([first[key] - second[key] for key in sorted(first)]))
         return two_level_bootstrap(differences)
 
 
@@ -86,29 +88,48 @@ class CellValues:
     study: Study
     cells: Sequence[Cell]
 
+    @cached_property
+    def _by_arm(self) -> dict[tuple[str, str], list[tuple[int, list[Measurement]]]]:
+        """(arm, metric) -> (seed, measurements), so that a claim does not read all of a cell."""
+        found: dict[tuple[str, str], list[tuple[int, list[Measurement]]]] = defaultdict(list)
+        for cell in self.cells:
+            own: dict[tuple[str, str], list[Measurement]] = defaultdict(list)
+            for m in cell.measurements:
+                own[m.arm, m.metric].append(m)
+            for key, measurements in own.items():
+                found[key].append((cell.spec.seed, measurements))
+        return dict(found)
+
+    @cached_property
+    def _means(self) -> dict[tuple[str, str, frozenset[tuple[str, Any]]], dict[int, float]]:
+        return {}  # what `by_seed` has worked out: claims and the report ask for the same arms many times
+
     def better(self, metric: str) -> str:
         return self.study.metrics[metric].better
 
     def by_seed(self, arm: str, metric: str, where: Mapping[str, Any]) -> dict[int, float]:
         """Per seed, the mean over the final measurements that match."""
-        return {
-            cell.spec.seed: float(np.mean(values))
-            for cell in self.cells
-            if (values := [m.value for m in matching(cell.measurements, arm, metric, where) if m.step is None])
-        }
+        key = (arm, metric, frozenset(where.items()))
+        if key not in self._means:
+            self._means[key] = {
+                seed: math.fsum(values) / len(values)
+                for seed, measurements in self._by_arm.get((arm, metric), ())
+                if (values := [m.value for m in matching(measurements, arm, metric, where) if m.step is None])
+            }
+        return dict(self._means[key])
 
     def along(self, arm: str, metric: str, where: Mapping[str, Any], key: str) -> dict[int, list[tuple[Any, float]]]:
         """Per seed, (position, mean value) in order of position."""
         curves: dict[int, list[tuple[Any, float]]] = {}
-        for cell in self.cells:
+        for seed, measurements in self._by_arm.get((arm, metric), ()):
             points: dict[Any, list[float]] = defaultdict(list)
-            for m in matching(cell.measurements, arm, metric, where):
+            for m in matching(measurements, arm, metric, where):
                 if key == "step" and m.step is not None:
                     points[m.step].append(m.value)
                 elif key in m.where and m.step is None:
                     points[m.where[key]].append(m.value)
             if points:
-                curves[cell.spec.seed] = [(x, float(np.mean(points[x]))) for x in sorted(points)]
+                curves[seed] = [(x, math.fsum(points[x]) / len(points[x])) for x in sorted(points)]
         return curves
 
 
@@ -116,21 +137,18 @@ def matching(
     measurements: Iterable[Measurement], arm: str, metric: str, where: Mapping[str, Condition]
 ) -> list[Measurement]:
     """The measurements of an arm and metric whose conditions include `where`."""
-    return [
-        m
-        for m in measurements
-        if m.arm == arm and m.metric == metric and all(m.where.get(key) == value for key, value in where.items())
-    ]
+    asked = where.items()
+    return [m for m in measurements if m.arm == arm and m.metric == metric and asked <= m.where.items()]
 
 
-def _samples(cell: Cell, arm: str, claim: Claim) -> np.ndarray | None:
+def _samples(cell: Cell, arm: str, claim: Claim) -> dict[str, np.ndarray]:
+    """Per-sample values of an arm by condition, as floats so that shares of yes and no can be subtracted."""
     stored = read_samples(cell)
-    found = [
-        stored[sample_name(m)]
+    return {
+        json.dumps(dict(m.where), sort_keys=True): stored[sample_name(m)].astype(np.float64)
         for m in matching(cell.measurements, arm, claim.on, claim.where)
         if m.step is None and sample_name(m) in stored
-    ]
-    return np.concatenate(found) if found else None
+    }
 
 
 def gather(store: Store, registry: Registry, studies: Sequence[str] | None = None) -> list[Evidence]:
@@ -139,9 +157,9 @@ def gather(store: Store, registry: Registry, studies: Sequence[str] | None = Non
     Where both current and stale cells of a group are there, the current ones are taken.
     """
     groups: dict[tuple[str, str, str], list[Cell]] = defaultdict(list)
-    for cell in store.cells():
+    for cell in chain.from_iterable(store.cells(study) for study in ([None] if studies is None else studies)):
         known = registry.entries.get(cell.spec.study)
-        if known and known.study_module and (studies is None or cell.spec.study in studies):
+        if known and known.study_module:
             settings = json.dumps([cell.spec.settings, cell.spec.data], sort_keys=True)
             groups[cell.spec.study, cell.spec.scale, settings].append(cell)
     order = ("quick", "small", "public", "full")

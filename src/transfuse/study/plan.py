@@ -76,6 +76,7 @@ def make_plan(
     if scale not in SCALES:
         raise UserError(f"unknown scale {scale!r}", f"one of {', '.join(SCALES)}", did_you_mean(scale, SCALES))
     plans = [_plan_study(entry, store, scale, seeds, overrides or {}, device, len(entries) > 1) for entry in entries]
+    _check_overrides(overrides or {}, [plan.study for plan in plans])
     return Plan(tuple(sorted(plans, key=lambda plan: plan.seconds)))
 
 
@@ -103,6 +104,17 @@ def _plan_study(
     )
     pending = tuple(cell for cell in cells if not store.has(cell))
     return StudyPlan(study, scale, cells, pending, _expected_seconds(study, scale, store))
+
+
+def _check_overrides(overrides: Mapping[str, Any], studies: Sequence[Study]) -> None:
+    """A key that no study knows is a mistake, also where each study takes only what it has."""
+    known = {study.id for study in studies}
+    for study in studies:
+        known.update(study.settings.__dataclass_fields__)  # type: ignore[attr-defined]
+    for key in overrides:
+        if key not in known:
+            hint = did_you_mean(key, known) or "transfuse show ID lists the settings of a study"
+            raise UserError(f"no chosen study has a setting {key!r}", fix=hint)
 
 
 def _own(overrides: Mapping[str, Any], study: Study, several: bool) -> list[Mapping[str, Any]]:

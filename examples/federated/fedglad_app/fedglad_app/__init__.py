@@ -1,0 +1,1 @@
+"""A Flower app: FedGLAD on scikit-learn's digits."""

@@ -1,0 +1,118 @@
+"""`transfuse audit ID` and `transfuse apply ID`: a group whose commands are the methods that have the function."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from transfuse.cli.selection import registry_with_warnings
+from transfuse.cli.signature import NotPlainError, declared, options_of
+from transfuse.cli.tables import table
+from transfuse.errors import UserError, did_you_mean
+from transfuse.registry import Entry, import_method, load_registry
+
+Finish = Callable[[str, Any, dict[str, Any]], None]
+
+
+class MethodGroup(TyperGroup):
+    """Commands named after methods, made from the signature of one function of theirs.
+
+    Args:
+        function: "audit" or "apply".
+        extra: options that every command has besides those of the signature.
+        finish: called with the method's id, what the function returned, and the values of the extra options.
+    """
+
+    def __init__(self, function: str, extra: list[click.Option], finish: Finish, **attributes: Any) -> None:
+        super().__init__(
+            name=function, callback=self._list, invoke_without_command=True, rich_markup_mode=None, **attributes
+        )
+        self.function, self.extra, self.finish = function, extra, finish
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [entry.id for entry in methods_with(self.function)]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if (entry := load_registry().entries.get(name)) is None or not defines(entry, self.function):
+            return None
+        return self._command(entry)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = click.utils.make_str(args[0])
+        if not name.startswith("-"):
+            entry = load_registry()[name]  # a clear error for an unknown id
+            if not defines(entry, self.function):
+                known = [found.id for found in methods_with(self.function)]
+                hint = did_you_mean(name, known) or f"transfuse {self.function} lists them"
+                expected = f"one of {', '.join(known)}" if known else "a method that has one"
+                raise UserError(f"method {name!r} has no {self.function}", expected, hint)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(entry.id, what_it_does(entry, self.function)) for entry in methods_with(self.function)]
+        with formatter.section("Methods"):
+            formatter.write_dl(rows or [("(none)", f"no installed method has an {self.function}")])
+
+    def _list(self) -> None:
+        if click.get_current_context().invoked_subcommand is not None:
+            return
+        registry_with_warnings()
+        rows = [(entry.id, what_it_does(entry, self.function)) for entry in methods_with(self.function)]
+        if rows:
+            typer.echo(table(("ID", "WHAT IT DOES"), rows))
+            typer.echo(f"\ntype: transfuse {self.function} {rows[0][0]} --help")
+        else:
+            typer.echo(f"no installed method has an {self.function}")
+
+    def _command(self, entry: Entry) -> click.Command:
+        function = declared(entry.path, self.function) or getattr(import_method(entry), self.function)
+        try:
+            options = options_of(function)
+        except NotPlainError as error:
+            raise UserError(
+                f"{self.function} of {entry.id!r} takes a Python object ({error})",
+                fix=f"use it from Python: from {entry.module} import {self.function}",
+            ) from None
+        own = {option.name for option in options}
+        extra = [option for option in self.extra if option.name not in own]
+
+        def call(**values: Any) -> None:
+            ours = {option.name or "": values.pop(option.name or "") for option in extra}
+            self.finish(entry.id, getattr(import_method(entry), self.function)(**values), ours)
+
+        return click.Command(
+            entry.id, callback=call, params=[*options, *extra], help=inspect.getdoc(function),
+            context_settings={"max_content_width": 110},
+        )  # fmt: skip
+
+
+def methods_with(function: str) -> list[Entry]:
+    """The methods whose module has such a function, found without importing them."""
+    return [entry for entry in load_registry().entries.values() if defines(entry, function)]
+
+
+def defines(entry: Entry, function: str) -> bool:
+    """Whether a module defines, imports or assigns a name at its top level."""
+    for node in ast.parse(entry.path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name == function:
+            return True
+        if isinstance(node, ast.ImportFrom) and any((a.asname or a.name) == function for a in node.names):
+            return True
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == function for t in node.targets):
+            return True
+    return False
+
+
+def what_it_does(entry: Entry, function: str) -> str:
+    """The first paragraph of the function's docstring, else the summary of the card."""
+    found = declared(entry.path, function)
+    text = (inspect.getdoc(found) if found else None) or entry.card.summary
+    return " ".join(text.partition("\n\n")[0].split())

@@ -1,0 +1,249 @@
+"""`transfuse run`: plan, run what is missing, and judge."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from transfuse.cli.app import command, debugging
+from transfuse.cli.failure import InterruptError
+from transfuse.cli.forecast import Forecast
+from transfuse.cli.plan_text import plan_text, plan_values, power_text, power_values
+from transfuse.cli.progress import Bar, JsonLines, Lines, Reporter
+from transfuse.cli.selection import (
+    FamilyOption,
+    JsonOption,
+    ResultsOption,
+    check_writable,
+    complete_ids,
+    parse_seeds,
+    registry_with_warnings,
+    results_folder,
+    select_studies,
+)
+from transfuse.cli.tables import count
+from transfuse.config import merge, parse_assignments, read_toml
+from transfuse.errors import UserError
+from transfuse.registry import Entry, Registry
+
+if TYPE_CHECKING:
+    from transfuse.study.evidence import Evidence
+    from transfuse.study.plan import Plan, StudyPlan
+    from transfuse.study.store import Store
+
+ENGINES = ("local",)
+DEVICES = ("cpu", "cuda", "auto")
+
+
+def run(
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Methods.", autocompletion=complete_ids)
+    ] = None,
+    family: FamilyOption = None,
+    everything: Annotated[bool, typer.Option("--all", help="All studies.")] = False,
+    showcase: Annotated[bool, typer.Option("--showcase", help="The studies that `make run` shows.")] = False,
+    stale: Annotated[bool, typer.Option("--stale", help="Renew stored cells that other code made.")] = False,
+    scale: Annotated[str, typer.Option(metavar="SCALE", help="quick, small, public or full.")] = "small",
+    seeds: Annotated[
+        str | None, typer.Option(metavar="N|LIST", help="How many (5), or which (0,3,7-9); the study's own by default.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="Settings that go over the scale's.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; ID.KEY=VALUE for one study.")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Cells at once [default: one a core].")] = None,
+    threads: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Threads a cell; numbers repeat bit for bit at the same count only.")
+    ] = 1,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, or auto (a GPU if there is one).")] = "cpu",
+    results: ResultsOption = None,
+    engine: Annotated[str, typer.Option(metavar="ENGINE", help="Where cells run: local.")] = "local",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan and the seeds it needs; write nothing.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run finished cells again.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Run studies: check the papers' claims with paired seeds.
+
+    Finished cells are kept, one file each: the same command again goes on where it stopped. Exit status 1 if a
+    cell failed.
+    """
+    from transfuse.study.plan import Plan, default_jobs, make_plan
+    from transfuse.study.store import Store
+
+    registry = registry_with_warnings()
+    entries = select_studies(registry, ids or (), family, everything, showcase)
+    if not entries and not stale:
+        raise UserError("nothing to run", "method ids, --family, --all, --showcase or --stale", "see transfuse list")
+    _choice("--engine", engine, ENGINES)
+    wanted = _device(device)
+    store = Store(results_folder(results))
+    overrides = merge(read_toml(config) if config else {}, parse_assignments(assignments or []))
+    if stale:
+        if overrides or seeds:
+            raise UserError(
+                "--stale together with other settings or seeds", "--stale alone: it repeats what was stored"
+            )
+        plan = _stale_plan(registry, entries, store, wanted)
+        if not plan.cells:
+            typer.echo(f"no stale cells in {str(store.folder)!r}", err=json)
+            return
+    else:
+        plan = make_plan(entries, store, scale=scale, seeds=parse_seeds(seeds), overrides=overrides, device=wanted)
+    if force:
+        plan = Plan(tuple(replace(study, pending=study.cells) for study in plan.studies))
+    jobs = jobs or default_jobs(threads)
+    if dry_run:
+        _show_plan(plan, jobs, store, json)
+        return
+    check_writable(store.folder)
+    failed = _execute(plan, store, registry, jobs, threads, wanted, json)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _show_plan(plan: Plan, jobs: int, store: Store, json: bool) -> None:
+    if json:
+        studies = plan_values(plan, jobs, store.folder)
+        powers = {study.study.id: power_values(study) for study in plan.studies}
+        JsonLines.line({"event": "dry run", **studies, "power": powers})
+        return
+    typer.echo(plan_text(plan, jobs, store.folder))
+    for study in plan.studies:
+        typer.echo(f"\n{power_text(study)}")
+    typer.echo("\nnothing was run; for 80 % power at Holm's strictest level, effects counted from the claim's margin")
+
+
+def _execute(plan: Plan, store: Store, registry: Registry, jobs: int, threads: int, device: str, json: bool) -> int:
+    """Run the pending cells, judge each study as its last cell comes in, and return how many cells failed."""
+    from transfuse.study.launch import Job, LocalProcesses
+
+    expected = {cell.name: study.seconds_per_cell for study in plan.studies for cell in study.pending}
+    forecast = Forecast(expected, jobs)
+    if json:
+        JsonLines.line({"event": "plan", **plan_values(plan, jobs, store.folder)})
+    else:
+        typer.echo(plan_text(plan, jobs, store.folder) + "\n")
+    failed = finished = 0
+    open_studies = {id(study): {cell.name for cell in study.pending} for study in plan.studies}
+    try:
+        with _reporter(forecast, json) as reporter:
+            for study in plan.studies:
+                if not study.pending:
+                    _judge(study, store, registry, reporter)
+            for outcome in LocalProcesses(jobs, output=debugging()).launch(
+                plan.pending, Job(store.folder, threads, device)
+            ):
+                seconds = store.read(outcome.path).cost["wall_s"] if outcome.path else None
+                forecast.finished(outcome.spec.name, seconds)
+                reporter.cell(outcome, seconds)
+                if outcome.details and debugging():
+                    typer.echo(outcome.details, err=True)
+                failed, finished = failed + (seconds is None), finished + (seconds is not None)
+                for study in plan.studies:
+                    if outcome.spec.name in open_studies[id(study)]:
+                        open_studies[id(study)].discard(outcome.spec.name)
+                        if not open_studies[id(study)]:
+                            _judge(study, store, registry, reporter)
+    except KeyboardInterrupt:
+        kept = f"{sum(map(store.has, plan.cells))} of {count(len(plan.cells), 'cell')} finished and kept"
+        raise InterruptError(
+            f"interrupted; {kept} in {str(store.folder)!r}; the same command goes on from there"
+        ) from None
+    _finish(store, failed, finished, json)
+    return failed
+
+
+def _finish(store: Store, failed: int, finished: int, json: bool) -> None:
+    if json:
+        JsonLines.line({"event": "done", "finished": finished, "failed": failed, "results": str(store.folder)})
+        return
+    line = f"{count(finished, 'cell')} run" if finished else "nothing had to be run"
+    if failed:
+        line += f", {failed} failed (the same command tries them again)"
+    typer.echo(f"{line}; results are in {str(store.folder)!r}")
+    typer.echo(f"type: transfuse report --results {store.folder}")
+
+
+def _reporter(forecast: Forecast, json: bool) -> Reporter:
+    if json:
+        return JsonLines()
+    return Bar(forecast) if sys.stdout.isatty() and forecast.expected else Lines(forecast)
+
+
+def _judge(plan: StudyPlan, store: Store, registry: Registry, reporter: Reporter) -> None:
+    """Tell the verdicts of the group that the plan's cells belong to, if any of them is there."""
+    from transfuse.cli.evidence_summary import summarise
+    from transfuse.study.evidence import gather
+
+    for evidence in gather(store, registry, [plan.study.id]):
+        if evidence.cells[0].spec.key == plan.cells[0].key and evidence.scale == plan.scale:
+            reporter.verdicts(summarise(evidence))
+
+
+def _stale_plan(registry: Registry, entries: Sequence[Entry], store: Store, device: str) -> Plan:
+    """The stale cells of the store, with the settings that they had."""
+    from transfuse.study.evidence import gather
+    from transfuse.study.plan import Plan
+
+    chosen = [entry.id for entry in entries] or None
+    plans = [_renewal(evidence, store, device) for evidence in gather(store, registry, chosen) if evidence.stale]
+    return Plan(tuple(sorted(plans, key=lambda plan: plan.seconds)))
+
+
+def _renewal(evidence: Evidence, store: Store, device: str) -> StudyPlan:
+    from transfuse.study.plan import make_plan
+
+    settings: Mapping[str, Any] = evidence.settings
+    try:
+        plan = make_plan(
+            [evidence.entry], store, scale=evidence.scale, seeds=evidence.stale, overrides=settings,
+            device=str(settings.get("device", device)),
+        )  # fmt: skip
+    except UserError as error:
+        raise UserError(
+            f"stale cells of {evidence.study.id!r} at scale {evidence.scale} cannot be renewed as they were ({error})",
+            fix=f"delete {str(store.folder / evidence.study.id / evidence.scale)!r} and type: "
+            f"transfuse run {evidence.study.id} --scale {evidence.scale}",
+        ) from None
+    return plan.studies[0]
+
+
+def _choice(option: str, given: str, known: Sequence[str]) -> None:
+    from transfuse.errors import did_you_mean
+
+    if given not in known:
+        raise UserError(f"{option} {given!r}", f"one of {', '.join(known)}", did_you_mean(given, known))
+
+
+def _device(given: str) -> str:
+    """The device that was asked for, or a clear line that there is none."""
+    _choice("--device", given, DEVICES)
+    if given == "cpu":
+        return given
+    import importlib.util
+
+    there = False
+    if importlib.util.find_spec("torch") is not None:
+        import torch
+
+        there = torch.cuda.is_available()
+    if given == "cuda" and not there:
+        raise UserError("--device cuda, but torch finds no GPU", fix="type: transfuse doctor, or use --device cpu")
+    return "cuda" if there else "cpu"
+
+
+COMMAND = command(
+    run,
+    "transfuse run lemon",
+    "transfuse run fedglad --scale public --seeds 10 --jobs 2",
+    "transfuse run --family negatives --dry-run",
+    "transfuse run lemon --set epochs=5 --seeds 0,3,7",
+    "transfuse run --stale",
+)

@@ -1,0 +1,1 @@
+"""Glue that the methods of one host share: nothing here belongs to a single method."""

@@ -1,0 +1,1 @@
+"""Flower: an in-process grid, flat views of array records, paired client samplers, federated partitions."""

@@ -1,0 +1,1 @@
+"""Methods of the family federated: Flower strategies and client applications."""

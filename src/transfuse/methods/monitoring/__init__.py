@@ -1,0 +1,1 @@
+"""Methods that watch a deployed model: foreign inputs, watermarks, bias, prompts."""

@@ -1,0 +1,1 @@
+"""The studies: one file a method, in the folder of its family."""
