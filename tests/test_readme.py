@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,13 +40,62 @@ def test_tables_are_those_of_the_stored_cells() -> None:
         assert module.renewed(text) == text, f"{page.name} is out of date: type make docs"
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that the pages speak of, as a user would have them."""
+    folder = tmp_path_factory.mktemp("files")
+    _write_texts(folder)
+    _write_graph(folder)
+    rng = np.random.default_rng(0)
+    with (folder / "history.jsonl").open("w", encoding="utf-8") as file:
+        for index in range(40):
+            clients = rng.choice(20, size=4, replace=False).tolist()
+            file.write(json.dumps({"round": index + 1, "gsi": 1.5 + 0.2 * rng.random(), "clients": clients}) + "\n")
+    return folder
+
+
+def _write_texts(folder: Path) -> None:
+    """Requests to two desks, and requests that belong to neither."""
+    subjects = {
+        "kitchen": ("boil an egg", "peel a potato", "clean the oven", "bake bread", "chop onions", "fry some fish"),
+        "travel": ("book a flight", "find a hotel", "pack a suitcase", "rent a car", "change a ticket", "get a visa"),
+    }
+    frames = ("how do i {}", "please help me to {}", "what do i need to {}", "is it hard to {} at night",
+              "i want to {} tomorrow", "who can {} for me", "when should i {}", "can you {} quickly",
+              "tell me how to {}", "we never {} on a sunday", "my friend likes to {}", "do people {} alone",
+              "why would anyone {}", "how long does it take to {}", "where is the best place to {}",
+              "they asked me to {}")  # fmt: skip
+    rows = [(frame.format(what), label) for frame in frames for label, all_ in subjects.items() for what in all_]
+    order = np.random.default_rng(0).permutation(len(rows))
+    for part, chosen in {"train": order[:110], "validation": order[110:150], "test": order[150:]}.items():
+        body = "".join(f"{rows[i][0]},{rows[i][1]}\n" for i in chosen)
+        (folder / f"{part}.csv").write_text("text,label\n" + body, encoding="utf-8")
+    foreign = [f"the {a} of the {b} was overruled" for a in ("verdict", "appeal", "statute", "witness", "ruling")
+               for b in ("court", "senate", "colony", "bishop", "treaty", "empire")]  # fmt: skip
+    (folder / "suspects.txt").write_text("\n".join(foreign), encoding="utf-8")
+
+
+def _write_graph(folder: Path) -> None:
+    """Forty things of four kinds and what they are good for."""
+    kinds = ("bird", "tool", "fruit", "river")
+    things = [(f"{kind}_{i}", f"{kind} number {i}, a kind of {kind}") for kind in kinds for i in range(10)]
+    rng = np.random.default_rng(0)
+    triples = {
+        (things[a][0], relation, things[b][0])
+        for relation in ("near", "like", "before")
+        for a, b in rng.integers(len(things), size=(80, 2))
+        if a != b
+    }
+    lines = "".join(f"{head}\t{relation}\t{tail}\n" for head, relation, tail in sorted(triples))
+    (folder / "train.tsv").write_text(lines, encoding="utf-8")
+    (folder / "entity2text.tsv").write_text("".join(f"{name}\t{text}\n" for name, text in things), encoding="utf-8")
+
+
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder with the files that the pages show (blocks like ```csv train.csv)."""
-    for _, name, body in [block for language in ("csv", "tsv", "txt", "toml", "jsonl") for block in _blocks(language)]:
-        if name:
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).write_text(body, encoding="utf-8")
+def workplace(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh folder with those files."""
+    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "results").symlink_to(ROOT / "results")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -75,7 +127,7 @@ def test_commands_run(command: str, workplace: Path) -> None:
         words = [word for word in words if word not in ("small", "public", "--scale")] + ["--scale", "quick"]
     environment = {**os.environ, **variables, "TRANSFUSE_RESULTS": str(ROOT / "results")}
     if words[1] == "run":
-        environment["TRANSFUSE_RESULTS"] = str(workplace / "results")
+        environment["TRANSFUSE_RESULTS"] = str(workplace / "own_results")
     if "TRANSFUSE_DATA" in variables:
         environment["TRANSFUSE_DATA"] = os.environ.get("TRANSFUSE_DATA", "")
     done = subprocess.run(

@@ -85,9 +85,7 @@ def test_drawn_sign_flips_agree_with_the_enumeration() -> None:
 def holm_by_definition(p: list[float]) -> list[float]:
     """Each p value times the number of hypotheses still open, made monotone over the sorted order."""
     order = sorted(range(len(p)), key=lambda i: (p[i], i))
-    return [
-        max(min(1.0, (len(p) - j) * p[order[j]]) for j in range(order.index(index) + 1)) for index in range(len(p))
-    ]
+    return [max(min(1.0, (len(p) - j) * p[order[j]]) for j in range(order.index(index) + 1)) for index in range(len(p))]
 
 
 @given(st.lists(st.floats(0, 1), max_size=12))

@@ -14,7 +14,8 @@ import tokenize
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from transfuse.errors import UserError, did_you_mean
 
@@ -53,7 +54,7 @@ def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping) and isinstance(into.get(key), dict):
             _merge(into[key], value)
         else:
-            into[key] = dict(value) if isinstance(value, Mapping) else value
+            into[key] = merge(value) if isinstance(value, Mapping) else value  # a copy at every depth
 
 
 def _check_keys(schema: type, values: Mapping[str, Any], name: str) -> None:
@@ -63,8 +64,22 @@ def _check_keys(schema: type, values: Mapping[str, Any], name: str) -> None:
         if key not in known:
             hint = did_you_mean(key, known) or f"known keys: {', '.join(known)}"
             raise UserError(f"{name} has no key {key!r}", fix=hint)
-        if isinstance(value, Mapping) and dataclasses.is_dataclass(hints[key]):
-            _check_keys(hints[key], value, f"{name}.{key}")
+        _check_inside(hints[key], value, f"{name}.{key}")
+
+
+def _check_inside(hint: Any, value: Any, name: str) -> None:
+    """Look for unknown keys wherever a settings class may stand: alone, optional, in tables and in lists."""
+    origin, arguments = get_origin(hint), [a for a in get_args(hint) if a not in (type(None), ...)]
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        _check_keys(hint, value, name)
+    elif origin in (Union, UnionType) and len(arguments) == 1:
+        _check_inside(arguments[0], value, name)
+    elif isinstance(value, Mapping) and len(arguments) == 2:
+        for key, inner in value.items():
+            _check_inside(arguments[1], inner, f"{name}.{key}")
+    elif isinstance(value, list | tuple) and len(arguments) == 1:
+        for index, inner in enumerate(value):
+            _check_inside(arguments[0], inner, f"{name}[{index}]")
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:

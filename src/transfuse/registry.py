@@ -74,7 +74,10 @@ def read_card(path: Path) -> Card:
     match = _CARD.search(path.read_text(encoding="utf-8"))
     if match is None:
         raise ValueError(f"{path.name} has no `CARD = Card(` block that ends with `)` in the first column")
-    call = ast.parse(match.group()).body[0].value  # type: ignore[attr-defined]
+    try:
+        call = ast.parse(match.group()).body[0].value  # type: ignore[attr-defined]
+    except SyntaxError as error:
+        raise ValueError(f"{path.name}: the card is not valid Python ({error.msg})") from None
     if call.args or any(keyword.arg is None for keyword in call.keywords):
         raise ValueError(f"{path.name}: the card takes keyword arguments only")
     known = {field.name for field in fields(Card)}
@@ -84,7 +87,7 @@ def read_card(path: Path) -> Card:
             raise ValueError(f"{path.name}: the card has no field {keyword.arg!r} {did_you_mean(keyword.arg, known)}")
         try:
             values[keyword.arg] = ast.literal_eval(keyword.value)
-        except ValueError:
+        except (ValueError, TypeError):
             raise ValueError(f"{path.name}: card field {keyword.arg!r} is not a literal") from None
     try:
         return Card(**values)

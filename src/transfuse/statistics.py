@@ -76,14 +76,14 @@ def sign_flip(values: Sequence[float] | np.ndarray, threshold: float = 0.0) -> f
     x = _checked(values) - threshold
     observed = x.sum()
     slack = 1e-12 * max(1.0, float(np.abs(x).sum()))
-    reached = _signs(len(x)) @ x >= observed - slack
+    reached = sign_patterns(len(x)) @ x >= observed - slack
     if len(x) <= _EXACT_PAIRS:
         return float(np.mean(reached))
     return float((1 + np.sum(reached)) / (1 + len(reached)))
 
 
 @lru_cache(maxsize=4)  # a report asks for thousands of tests with the same number of seeds
-def _signs(count: int) -> np.ndarray:
+def sign_patterns(count: int) -> np.ndarray:
     """Sign patterns (patterns, count): all of them, or 20 000 drawn ones where there are too many."""
     if count <= _EXACT_PAIRS:
         return np.array(list(itertools.product((1.0, -1.0), repeat=count)))

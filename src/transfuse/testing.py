@@ -77,11 +77,15 @@ def config_is_documented(entry: Entry) -> None:
 
 
 def docstring_example_runs(entry: Entry) -> None:
-    """The `>>>` example of the module's docstring runs and prints what it says."""
+    """The example of the module's docstring runs: `>>>` lines print what they say, a ```python block ends well."""
     module = import_method(entry)
+    text = module.__doc__ or ""
     names = dict(vars(module))
-    example = doctest.DocTestParser().get_doctest(module.__doc__ or "", names, entry.id, str(entry.path), 0)
-    assert example.examples, "the docstring of the module has no `>>>` example"
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    example = doctest.DocTestParser().get_doctest(re.sub(r"```", "", text), names, entry.id, str(entry.path), 0)
+    assert example.examples or blocks, "the docstring of the module has no example (`>>>` lines, or a ```python block)"
+    for block in blocks:
+        exec(compile(block, f"<docstring of {entry.id}>", "exec"), {"__name__": "example"})
     said: list[str] = []
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     failed = runner.run(example, out=said.append).failed

@@ -22,7 +22,7 @@ from transfuse.hosts.flower.client_sampling import (
     nodes_by_partition,
 )
 from transfuse.hosts.flower.cohort import Cohort, LocalTraining, accuracy, init_mlp, train_together
-from transfuse.hosts.flower.flat_records import FlatLayout, ShapeMismatch, trainable_keys
+from transfuse.hosts.flower.flat_records import FlatLayout, ShapeError, trainable_keys
 from transfuse.hosts.flower.local_grid import LocalGrid, quiet_flower
 from transfuse.hosts.flower.partition import (
     by_domain_and_class,
@@ -183,9 +183,7 @@ def test_flat_layout_reads_any_order_dtype_and_memory_layout() -> None:
     }
     layout = FlatLayout(record(**base))
     flipped = record(c=base["c"] + 1, b=base["b"], a=np.asfortranarray(base["a"]))
-    np.testing.assert_array_equal(
-        layout.read(flipped, np.empty(layout.size)), [0, 1, 2, 3, 4, 5, 5, 1, 2, 3, 4]
-    )
+    np.testing.assert_array_equal(layout.read(flipped, np.empty(layout.size)), [0, 1, 2, 3, 4, 5, 5, 1, 2, 3, 4])
     np.testing.assert_array_equal(layout.squared_norms(np.ones(layout.size)), [6, 1, 4])
     assert layout.unflatten(np.arange(11.0))["a"].shape == (2, 3)
 
@@ -198,7 +196,7 @@ def test_flat_layout_parses_what_it_cannot_view() -> None:
 @pytest.mark.parametrize("wrong", [{"a": np.zeros(4)}, {"a": np.zeros((1, 3))}, {"b": np.zeros(3)}])
 def test_flat_layout_refuses_other_shapes(wrong: dict) -> None:
     layout = FlatLayout(record(a=np.zeros(3)))
-    with pytest.raises(ShapeMismatch):
+    with pytest.raises(ShapeError):
         layout.read(record(**wrong), np.empty(3))
 
 

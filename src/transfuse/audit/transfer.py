@@ -7,14 +7,14 @@ is regularisation or more steps, not knowledge.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from transfuse.audit.finding import AuditReport, Finding, Result
 from transfuse.errors import UserError
-from transfuse.statistics import MIN_PAIRS, p_greater, sign_flip, t_interval
+from transfuse.statistics import MIN_PAIRS, p_greater, sign_flip, sign_patterns, t_interval
 
 FitScore = Callable[[tuple[np.ndarray, np.ndarray] | None, int], float]
 
@@ -58,6 +58,9 @@ def transfer_audit(
         arms["no source"].append(sign * float(fit_score(None, seed)))
         arms["shuffled labels"].append(sign * float(fit_score((x, rng.permutation(y)), seed)))
         arms["noise"].append(sign * float(fit_score((_noise_like(x, rng), y), seed)))
+        for name, values in arms.items():
+            if not math.isfinite(values[-1]):
+                raise UserError(f"fit_score returned {values[-1]} with {name}, seed {seed}", "a finite score")
     scores = {name: np.array(values) for name, values in arms.items()}
     findings = [_compare(scores["source"] - scores[other], other, minimum) for other in list(scores)[1:]]
     findings.append(_placebo(scores["shuffled labels"] - scores["no source"]))
@@ -68,11 +71,16 @@ def transfer_audit(
         findings=tuple(findings),
         false_alarm_rate=rate,
         calibration="share of sign patterns of 'shuffled labels against noise' that the same rule would flag",
-        environment=_environment(scores, seeds),
+        environment={
+            "seeds": list(seeds),
+            "mean scores": {name: sign * float(values.mean()) for name, values in scores.items()},
+        },
     )
 
 
 def _check(x: np.ndarray, y: np.ndarray, seeds: Sequence[int]) -> None:
+    if x.ndim == 0 or y.ndim == 0 or len(x) == 0:
+        raise UserError("the source is empty, or not made of arrays", "features (n, ...) and labels (n, ...)")
     if len(x) != len(y):
         raise UserError(f"the source has {len(x)} rows of features and {len(y)} labels", "as many of each")
     if len(set(seeds)) < MIN_PAIRS or len(set(seeds)) != len(seeds):
@@ -120,11 +128,8 @@ def _significant(differences: np.ndarray) -> bool:
 
 
 def _null_rate(differences: np.ndarray) -> float:
-    """How often the rule flags a difference whose signs are random: the exact null distribution."""
-    rng = np.random.default_rng(0)
-    patterns = rng.choice((1.0, -1.0), size=(2000, len(differences)))
+    """How often the rule flags a difference whose signs are random: all sign patterns, or 2000 of many."""
+    patterns = sign_patterns(len(differences))
+    if len(patterns) > 2000:
+        patterns = np.random.default_rng(0).choice(patterns, 2000, replace=False)
     return float(np.mean([_significant(pattern * differences) for pattern in patterns]))
-
-
-def _environment(scores: dict[str, np.ndarray], seeds: Sequence[int]) -> dict[str, Any]:
-    return {"seeds": list(seeds), "mean scores": {name: float(np.abs(x).mean()) for name, x in scores.items()}}

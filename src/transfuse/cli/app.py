@@ -14,7 +14,7 @@ from transfuse import __version__
 from transfuse.cli.failure import InterruptError
 from transfuse.errors import UserError, did_you_mean
 
-# Name: what `transfuse --help` says. The module is transfuse.cli.<name>; its COMMAND is loaded when typed.
+# Name: what `transfuse --help` says. The command is COMMAND of the module transfuse.cli.<name>, loaded when typed.
 COMMANDS = {
     "list": "Show all methods.",
     "choose": "Find methods for a problem of yours, in your own words.",
@@ -29,6 +29,7 @@ COMMANDS = {
     "doctor": "Check this installation.",
     "cite": "Print BibTeX entries.",
 }
+_MODULES = {"list": "listing"}  # a submodule called list would hide the built-in from the package
 
 
 class LazyGroup(TyperGroup):
@@ -40,7 +41,7 @@ class LazyGroup(TyperGroup):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        found: click.Command = importlib.import_module(f"transfuse.cli.{name}").COMMAND
+        found: click.Command = importlib.import_module(f"transfuse.cli.{_MODULES.get(name, name)}").COMMAND
         found.name = name
         return found
 

@@ -21,8 +21,8 @@ _COMMON = frozenset(
     re.findall(
         r"\w+",
         """a an and any are as at be by can do does for from get has have how i in into is it its like me my need of on
-        or our out some that the their them they this to use using want was we what when where which who why will with
-        you your""",
+        or our out some that the their them they this to too use using want was we what when where which who why will
+        with you your""",
     )
 )
 _ENDINGS = (

@@ -86,7 +86,7 @@ def _machine() -> Iterator[Check]:
 
 
 def _folders(results: Path | None) -> Iterator[Check]:
-    from transfuse.study.stage import cache_folder
+    from transfuse.cache import cache_folder
 
     with contextlib.suppress(UserError):
         yield _folder("results folder", results_folder(results))

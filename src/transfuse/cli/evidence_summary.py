@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transfuse.cache import cache_folder
 from transfuse.registry import Entry, Registry
 
 if TYPE_CHECKING:
@@ -86,13 +87,7 @@ def _finite(value: float) -> float | None:
 
 
 def _cached(key: str) -> Path:
-    import os
-
-    if not (folder := os.environ.get("TRANSFUSE_CACHE")):
-        import platformdirs
-
-        folder = platformdirs.user_cache_dir("transfuse")
-    return Path(folder) / "verdicts" / f"{key}.json"
+    return cache_folder() / "verdicts" / f"{key}.json"
 
 
 def _key(paths: list[Path]) -> str:

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from transfuse.cli.selection import registry_with_warnings
-from transfuse.cli.signature import NotPlainError, options_of
+from transfuse.cli.signature import NotPlainError, declared, options_of
 from transfuse.cli.tables import table
 from transfuse.errors import UserError, did_you_mean
 from transfuse.registry import Entry, import_method, load_registry
@@ -57,7 +57,7 @@ class MethodGroup(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows = [(entry.id, entry.card.summary) for entry in methods_with(self.function)]
+        rows = [(entry.id, what_it_does(entry, self.function)) for entry in methods_with(self.function)]
         with formatter.section("Methods"):
             formatter.write_dl(rows or [("(none)", f"no installed method has an {self.function}")])
 
@@ -65,18 +65,15 @@ class MethodGroup(TyperGroup):
         if click.get_current_context().invoked_subcommand is not None:
             return
         registry_with_warnings()
-        rows = [
-            (entry.id, entry.card.needs and "; ".join(entry.card.needs), entry.card.summary)
-            for entry in methods_with(self.function)
-        ]
+        rows = [(entry.id, what_it_does(entry, self.function)) for entry in methods_with(self.function)]
         if rows:
-            typer.echo(table(("ID", "NEEDS", "WHAT IT DOES"), rows))
+            typer.echo(table(("ID", "WHAT IT DOES"), rows))
             typer.echo(f"\ntype: transfuse {self.function} {rows[0][0]} --help")
         else:
             typer.echo(f"no installed method has an {self.function}")
 
     def _command(self, entry: Entry) -> click.Command:
-        function = getattr(import_method(entry), self.function)
+        function = declared(entry.path, self.function) or getattr(import_method(entry), self.function)
         try:
             options = options_of(function)
         except NotPlainError as error:
@@ -89,7 +86,7 @@ class MethodGroup(TyperGroup):
 
         def call(**values: Any) -> None:
             ours = {option.name or "": values.pop(option.name or "") for option in extra}
-            self.finish(entry.id, function(**values), ours)
+            self.finish(entry.id, getattr(import_method(entry), self.function)(**values), ours)
 
         return click.Command(
             entry.id, callback=call, params=[*options, *extra], help=inspect.getdoc(function),
@@ -112,3 +109,10 @@ def defines(entry: Entry, function: str) -> bool:
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == function for t in node.targets):
             return True
     return False
+
+
+def what_it_does(entry: Entry, function: str) -> str:
+    """The first paragraph of the function's docstring, else the summary of the card."""
+    found = declared(entry.path, function)
+    text = (inspect.getdoc(found) if found else None) or entry.card.summary
+    return " ".join(text.partition("\n\n")[0].split())

@@ -13,6 +13,8 @@ from transfuse.cli.tables import count, duration
 from transfuse.cli.verdict_table import verdict_table
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from transfuse.study.launch import Outcome
 
 
@@ -64,7 +66,7 @@ class Lines:
 class Bar:
     """One bar over all cells with the time left; verdicts appear above it."""
 
-    def __init__(self, forecast: Forecast) -> None:
+    def __init__(self, forecast: Forecast, console: Console | None = None) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
         from rich.text import Text
@@ -74,7 +76,7 @@ class Bar:
                 return Text(f"about {duration(forecast.left())} left")
 
         self.forecast, self.done = forecast, 0
-        self.console = Console(highlight=False, markup=False)
+        self.console = console or Console(highlight=False, markup=False)
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -27,13 +27,14 @@ def report(
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {str(out)!r} is a file", "a folder")
     from transfuse.study.evidence import gather
-    from transfuse.study.report import write_report
 
     evidence = gather(store, registry)
     if not evidence:
         raise UserError(
             f"no cell in {str(store.folder)!r} belongs to an installed method", fix="type: transfuse status"
         )
+    from transfuse.study.report import write_report
+
     files = write_report(evidence, out, title=title)
     cells = sum(len(group.cells) for group in evidence)
     typer.echo(f"{count(len(evidence), 'study', 'studies')}, {count(cells, 'cell')}")

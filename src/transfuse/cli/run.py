@@ -137,7 +137,9 @@ def _execute(plan: Plan, store: Store, registry: Registry, jobs: int, threads: i
             for study in plan.studies:
                 if not study.pending:
                     _judge(study, store, registry, reporter)
-            for outcome in LocalProcesses(jobs).launch(plan.pending, Job(store.folder, threads, device)):
+            for outcome in LocalProcesses(jobs, output=debugging()).launch(
+                plan.pending, Job(store.folder, threads, device)
+            ):
                 seconds = store.read(outcome.path).cost["wall_s"] if outcome.path else None
                 forecast.finished(outcome.spec.name, seconds)
                 reporter.cell(outcome, seconds)
@@ -150,8 +152,10 @@ def _execute(plan: Plan, store: Store, registry: Registry, jobs: int, threads: i
                         if not open_studies[id(study)]:
                             _judge(study, store, registry, reporter)
     except KeyboardInterrupt:
-        kept = f"{count(finished, 'cell')} finished in this run and kept in {str(store.folder)!r}"
-        raise InterruptError(f"interrupted; {kept}; the same command goes on from there") from None
+        kept = f"{sum(map(store.has, plan.cells))} of {count(len(plan.cells), 'cell')} finished and kept"
+        raise InterruptError(
+            f"interrupted; {kept} in {str(store.folder)!r}; the same command goes on from there"
+        ) from None
     _finish(store, failed, finished, json)
     return failed
 

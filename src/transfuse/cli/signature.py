@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import importlib.util
 import inspect
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin
 
 import click
 
@@ -17,6 +21,15 @@ _PLAIN: dict[type, click.ParamType] = {
     float: click.FLOAT,
     bool: click.BOOL,
     Path: click.Path(path_type=Path),
+}
+
+
+_NAMES: dict[str, Any] = {
+    "__builtins__": {},
+    **{kind.__name__: kind for kind in (*_PLAIN, list, tuple, Sequence)},
+    "Annotated": Annotated,
+    "Literal": Literal,
+    "Optional": Optional,
 }
 
 
@@ -31,6 +44,47 @@ class Shape:
 
 class NotPlainError(Exception):
     """A parameter takes an object of Python's that nobody can type in a shell."""
+
+
+def declared(path: Path, name: str) -> Callable[..., Any] | None:
+    """A function with the signature and docstring of one in a source file, made without importing the file's host.
+
+    None where the signature needs more than plain types, `Literal` names and the defaults of `Config`.
+    """
+    names: dict[str, Any] = dict(_NAMES)
+    for node in _with_imported_names(ast.parse(path.read_text(encoding="utf-8")).body):
+        if isinstance(node, ast.ClassDef) and node.name == "Config":
+            names["Config"] = SimpleNamespace(**dict(_literal_defaults(node)))
+        elif isinstance(node, ast.FunctionDef) and node.name == name:
+            node.decorator_list, node.returns = [], None
+            node.body = [ast.Expr(ast.Constant(ast.get_docstring(node) or ""))]
+        elif not isinstance(node, ast.Assign):
+            continue
+        with contextlib.suppress(NameError, TypeError, AttributeError, ValueError):
+            code = compile(ast.fix_missing_locations(ast.Module([node], [])), str(path), "exec", dont_inherit=True)
+            exec(code, names)
+    found = names.get(name)
+    return found if inspect.isfunction(found) else None
+
+
+def _with_imported_names(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements; before an import from the same package, the assignments there of what is imported."""
+    for node in body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("transfuse.methods."):
+            spec = importlib.util.find_spec(node.module or "")
+            wanted = {alias.name for alias in node.names if alias.asname is None}
+            source = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
+            for other in ast.parse(source).body:
+                if isinstance(other, ast.Assign) and {t.id for t in other.targets if isinstance(t, ast.Name)} & wanted:
+                    yield other
+        yield node
+
+
+def _literal_defaults(node: ast.ClassDef) -> Iterator[tuple[str, Any]]:
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.value is not None:
+            with contextlib.suppress(ValueError):
+                yield item.target.id, ast.literal_eval(item.value)
 
 
 def options_of(function: Callable[..., Any]) -> list[click.Option]:
@@ -90,17 +144,16 @@ def _option(name: str, shape: Shape, default: Any, text: str) -> click.Option:
     required = default is inspect.Parameter.empty
     flag = f"--{name.strip('_').replace('_', '-')}"
     is_switch = shape.kind is click.BOOL and not shape.several
-    if required:
-        text = f"{text} (required)".strip()
+    given = {} if required else {"default": default}  # a default of None is not the same to click as none
     return click.Option(
         [f"{flag}/--no-{flag[2:]}" if is_switch else flag, name],
         type=None if is_switch else shape.kind,
         required=required,
-        default=None if required else default,
         multiple=shape.several,
-        show_default=not required and default not in (None, (), [], False),
+        show_default=not required and default not in (None, (), []) and default is not False,
         help=text,
-        callback=_collector(shape, None if required else default) if shape.several else None,
+        callback=_collector(shape, given.get("default")) if shape.several else None,
+        **given,
     )
 
 

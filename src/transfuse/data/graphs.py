@@ -10,6 +10,7 @@ import numpy as np
 
 from transfuse.data.folder import read_text
 from transfuse.errors import UserError, did_you_mean
+from transfuse.user_file import read_utf8
 
 Triple = tuple[str, str, str]
 
@@ -116,22 +117,22 @@ def in_words(name: str) -> str:
     return " ".join(name.replace("_", " ").replace("-", " ").split())
 
 
-def read_triples(path: Path) -> list[Triple]:
+def read_triples(path: Path | str) -> list[Triple]:
     """Triples of a TSV file: head, relation, tail, no header, UTF-8.
 
     Raises:
         UserError: the file cannot be read, is empty, or a line has not three columns.
     """
-    return parse_triples(_read(path), str(path))
+    return parse_triples(read_utf8(path, "a UTF-8 file, tab separated"), str(path))
 
 
-def read_texts(path: Path) -> dict[str, str]:
+def read_texts(path: Path | str) -> dict[str, str]:
     """Entity text of a TSV file: entity, then its text; UTF-8. Further tabs belong to the text.
 
     Raises:
         UserError: the file cannot be read, is empty, or a line has no tab.
     """
-    return parse_texts(_read(path), str(path))
+    return parse_texts(read_utf8(path, "a UTF-8 file, tab separated"), str(path))
 
 
 def parse_triples(content: str, source: str) -> list[Triple]:
@@ -167,12 +168,3 @@ def parse_texts(content: str, source: str) -> dict[str, str]:
 def _lines(content: str) -> Iterable[tuple[int, str]]:
     lines = content.removeprefix("\ufeff").split("\n")  # not splitlines: texts may hold other line separators
     return ((number, line.rstrip("\r")) for number, line in enumerate(lines, start=1) if line.strip())
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{str(path)!r} is not UTF-8 text", "a UTF-8 file, tab separated") from None
-    except OSError as error:
-        raise UserError(f"{str(path)!r} cannot be read: {error.strerror}", "a readable file") from None

@@ -11,26 +11,29 @@ from typing import Any
 
 from transfuse.atomic import replacing
 from transfuse.errors import UserError
+from transfuse.user_file import read_utf8
 
 
-def read_labelled(path: Path) -> tuple[list[str], list[str]]:
+def read_labelled(path: Path | str) -> tuple[list[str], list[str]]:
     """Texts and labels of a CSV, TSV or JSONL file with the columns `text` and `label`.
 
     Raises:
         UserError: the file is missing, empty, of another kind, or a row lacks a column.
     """
+    path = Path(path)
     if path.suffix.lower() not in (".csv", ".tsv", ".jsonl"):
         raise UserError(f"{str(path)!r} has no labels", "a .csv, .tsv or .jsonl file with columns text and label")
     rows = _rows(path, ("text", "label"))
     return [str(row["text"]) for row in rows], [str(row["label"]) for row in rows]
 
 
-def read_texts(path: Path) -> list[str]:
+def read_texts(path: Path | str) -> list[str]:
     """Texts of a CSV, TSV or JSONL file with a column `text`; of any other file, its lines. Empty ones are left out."""
+    path = Path(path)
     if path.suffix.lower() in (".csv", ".tsv", ".jsonl"):
         texts = [str(row["text"]) for row in _rows(path, ("text",))]
     else:
-        texts = _content(path).split("\n")
+        texts = read_utf8(path).split("\n")
     texts = [text.strip() for text in texts if text.strip()]
     if not texts:
         raise UserError(f"{str(path)!r} holds no texts", "one text a line, or a column text")
@@ -49,7 +52,7 @@ def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]
 
 
 def _rows(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
-    content = _content(path)
+    content = read_utf8(path)
     if path.suffix.lower() == ".jsonl":
         rows = [_object(path, number, line) for number, line in enumerate(content.split("\n"), 1) if line.strip()]
     else:
@@ -77,12 +80,3 @@ def _object(path: Path, number: int, line: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise UserError(f"line {number} of {str(path)!r} is not a JSON object", "one object a line")
     return row
-
-
-def _content(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{str(path)!r}: {error.strerror}", "a readable text file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{str(path)!r} is not UTF-8 text (byte {error.start})", fix="convert it, e.g. iconv") from None

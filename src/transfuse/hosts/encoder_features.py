@@ -49,18 +49,12 @@ class Pooling:
 
     def indices(self, count: int) -> list[int]:
         """The hidden states that are averaged, of `count` = layers + 1."""
-        named = {
-            "last": [count - 1],
-            "avg": list(range(1, count)),
-            "avg_with_embeddings": list(range(count)),
-            "first_last": [1, count - 1],
-        }
-        chosen = (
-            named[self.layers] if isinstance(self.layers, str) else [i % count for i in self.layers if abs(i) <= count]
-        )
-        if not chosen or (not isinstance(self.layers, str) and not all(-count <= i < count for i in self.layers)):
-            raise UserError(f"layers {self.layers!r}", f"numbers from {-count} to {count - 1} for this encoder")
-        return chosen
+        if not isinstance(self.layers, str):
+            if not self.layers or not all(-count <= i < count for i in self.layers):
+                raise UserError(f"layers {self.layers!r}", f"numbers from {-count} to {count - 1} for this encoder")
+            return [i % count for i in self.layers]
+        first = {"last": count - 1, "avg": 1, "avg_with_embeddings": 0}
+        return [1, count - 1] if self.layers == "first_last" else list(range(first[self.layers], count))
 
 
 def pool(hidden_states: Sequence[Tensor], mask: Tensor, pooling: Pooling) -> Tensor:

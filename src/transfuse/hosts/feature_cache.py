@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -12,15 +11,7 @@ import torch
 from torch import nn
 
 from transfuse.atomic import replacing
-
-
-def cache_folder() -> Path:
-    """``$TRANSFUSE_CACHE/features``, or the same below the user's cache folder."""
-    if folder := os.environ.get("TRANSFUSE_CACHE"):
-        return Path(folder) / "features"
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("transfuse")) / "features"
+from transfuse.cache import cache_folder
 
 
 def texts_digest(texts: Iterable[str]) -> str:
@@ -44,7 +35,7 @@ def weights_digest(model: nn.Module) -> str:
 def cached(key: Sequence[object], make: Callable[[], np.ndarray], folder: Path | None = None) -> np.ndarray:
     """``make()``, or what it returned when it was last called with the same key."""
     name = hashlib.blake2b(repr(tuple(key)).encode(), digest_size=12).hexdigest()
-    path = (folder or cache_folder()) / f"{name}.npy"
+    path = (folder or cache_folder() / "features") / f"{name}.npy"
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):

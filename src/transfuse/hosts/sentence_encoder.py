@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from transfuse.atomic import replacing
 from transfuse.errors import MissingExtraError, UserError
+from transfuse.hosts.feature_cache import cached, texts_digest
 
 Encoder = Callable[[Sequence[str]], np.ndarray]
 
@@ -153,17 +152,8 @@ def _encode_cached(texts: list[str], encoder: Encoder, cache: Path | None) -> np
     identity = getattr(encoder, "identity", None)
     if cache is None or identity is None:
         return _checked(encoder(texts), len(texts))
-    key = hashlib.sha256("\x00".join([identity, *texts]).encode()).hexdigest()[:24]
-    path = cache / "embeddings" / f"{key}.npy"
-    if path.exists():
-        try:
-            return _checked(np.load(path, allow_pickle=False), len(texts))
-        except (ValueError, OSError, EOFError, UserError):
-            pass  # damaged; made again below
-    vectors = _checked(encoder(texts), len(texts))
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.save(file, vectors, allow_pickle=False)
-    return vectors
+    key = (identity, texts_digest(texts))
+    return cached(key, lambda: _checked(encoder(texts), len(texts)), cache / "embeddings")
 
 
 def _checked(vectors: Any, rows: int) -> np.ndarray:

@@ -75,9 +75,9 @@ class Evidence:
         differences = []
         for cell in self.cells:
             first, second = (_samples(cell, arm, claim) for arm in claim.arms)
-            if first is None or second is None or first.shape != second.shape:
+            if not first or {key: x.shape for key, x in first.items()} != {key: x.shape for key, x in second.items()}:
                 return None
-            differences.append(sign * (first - second))
+            differences.append(sign * np.concatenate([first[key] - second[key] for key in sorted(first)]))
         return two_level_bootstrap(differences)
 
 
@@ -141,14 +141,14 @@ def matching(
     return [m for m in measurements if m.arm == arm and m.metric == metric and asked <= m.where.items()]
 
 
-def _samples(cell: Cell, arm: str, claim: Claim) -> np.ndarray | None:
+def _samples(cell: Cell, arm: str, claim: Claim) -> dict[str, np.ndarray]:
+    """Per-sample values of an arm by condition, as floats so that shares of yes and no can be subtracted."""
     stored = read_samples(cell)
-    found = [
-        stored[sample_name(m)]
+    return {
+        json.dumps(dict(m.where), sort_keys=True): stored[sample_name(m)].astype(np.float64)
         for m in matching(cell.measurements, arm, claim.on, claim.where)
         if m.step is None and sample_name(m) in stored
-    ]
-    return np.concatenate(found) if found else None
+    }
 
 
 def gather(store: Store, registry: Registry, studies: Sequence[str] | None = None) -> list[Evidence]:

@@ -52,10 +52,20 @@ def _imports(module: str) -> set[str]:
     for node in ast.walk(_tree(module)):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names.add(node.module)
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(filter(None, (_package(module, node.level), node.module)))
+            names.add(base)
+            names.update(f"{base}.{alias.name}" for alias in node.names)
     return names
+
+
+def _package(module: str, level: int) -> str:
+    """The package that an import with so many leading dots starts from; empty for one without dots."""
+    if level == 0:
+        return ""
+    path = _source(module)
+    parts = module.split(".") if path is not None and path.name == "__init__.py" else module.split(".")[:-1]
+    return ".".join(parts[: len(parts) - level + 1])
 
 
 @cache
@@ -85,16 +95,17 @@ def _shape(node: ast.AST | list | object) -> str:
     parts = []
     for name, value in ast.iter_fields(node):
         if name == "body" and isinstance(value, list):
-            value = [item for index, item in enumerate(value) if not _left_out(item, index)]
+            top = isinstance(node, ast.Module)
+            value = [item for index, item in enumerate(value) if not _left_out(item, index, top)]
         if value is None or value == [] or name in ("ctx", "type_comment", "kind"):
             continue
         parts.append(f"{name}={_shape(value)}")
     return f"{type(node).__name__}({','.join(parts)})"
 
 
-def _left_out(node: ast.AST, index: int) -> bool:
+def _left_out(node: ast.AST, index: int, top: bool) -> bool:
     if index == 0 and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
         return isinstance(node.value.value, str)
-    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+    if top and isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
         return node.targets[0].id in _IRRELEVANT_NAMES
     return False

@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Protocol
 
@@ -79,10 +81,12 @@ class LocalProcesses:
     Attributes:
         jobs: how many cells run at once.
         retries: how often a cell whose worker died is tried again.
+        output: whether what workers print (bars and logs of hosts) is let through.
     """
 
     jobs: int = 1
     retries: int = 2
+    output: bool = False
 
     def launch(self, cells: Sequence[CellSpec], job: Job) -> Iterator[Outcome]:
         waiting = list(cells)
@@ -106,27 +110,49 @@ class LocalProcesses:
             with contextlib.suppress(BrokenProcessPool):
                 (outcome,) = self._pool_run([spec], job)
                 return outcome
-        return Outcome(spec, None, f"its worker process died {self.retries + 1} times (out of memory?)")
+        return Outcome(
+            spec,
+            None,
+            f"its worker process died {self.retries + 1} times (out of memory? --debug shows what it printed)",
+        )
 
     def _pool_run(self, cells: Sequence[CellSpec], job: Job) -> Iterator[Outcome]:
         workers = max(1, min(self.jobs, len(cells)))
         others = set(multiprocessing.active_children())
         with _thread_variables(job.threads):
-            pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (os.getpid(),))
+            context = multiprocessing.get_context("spawn")
+            pool = ProcessPoolExecutor(workers, context, _start_worker, (os.getpid(), self.output))
+            patience = 0.0
             try:
                 futures: set[Future[Outcome]] = {pool.submit(work, spec, job) for spec in cells}
                 while futures:
                     done, futures = wait(futures, return_when=FIRST_COMPLETED)
                     for future in done:
                         yield future.result()
+                patience = 5.0
             finally:
-                for process in set(multiprocessing.active_children()) - others:
-                    process.terminate()  # a cell under way is simply not there yet
-                pool.shutdown(wait=True, cancel_futures=True)
+                pool.shutdown(wait=False, cancel_futures=True)
+                _end(set(multiprocessing.active_children()) - others, patience)
+                pool.shutdown(wait=True)
 
 
-def _start_worker(parent: int) -> None:
-    """Leave Ctrl-C to the parent, and end with it even if it is killed."""
+def _end(processes: set[BaseProcess], patience: float) -> None:
+    """Give workers that have nothing left to do some seconds to tidy up; a cell under way is simply not there yet."""
+    end = time.monotonic() + patience
+    alive = {process.sentinel: process for process in processes}
+    while alive and (left := end - time.monotonic()) > 0:
+        for sentinel in connection.wait(list(alive), left):
+            del alive[sentinel]  # type: ignore[arg-type]
+    for process in alive.values():
+        process.terminate()
+
+
+def _start_worker(parent: int, output: bool) -> None:
+    """Leave Ctrl-C to the parent, end with it even if it is killed, and leave the terminal to it."""
+    if not output:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 

@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from transfuse.cache import cache_folder
 from transfuse.config import resolve
 from transfuse.registry import import_study, load_registry
 from transfuse.study.design import Measurement, Study
-from transfuse.study.stage import Stages, cache_folder
+from transfuse.study.stage import Stages
 from transfuse.study.store import Cell, CellSpec
 from transfuse.study.streams import Streams
 

@@ -7,10 +7,10 @@ share the folder, and a truncated file is made anew.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +24,6 @@ from transfuse.atomic import replacing
 from transfuse.study.fingerprint import fingerprint
 
 Arrays = dict[str, Any]
-
-
-def cache_folder() -> Path:
-    """``$TRANSFUSE_CACHE``, or the user's cache folder."""
-    if folder := os.environ.get("TRANSFUSE_CACHE"):
-        return Path(folder)
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("transfuse"))
 
 
 @dataclass(frozen=True)
@@ -49,9 +40,12 @@ class Stages:
     def __call__(self, name: str, make: Callable[[], Arrays], *, inputs: Mapping[str, Any]) -> Arrays:
         if not self.enabled:
             return make()
-        module = inspect.getmodule(make)
+        function = make
+        while isinstance(function, functools.partial):
+            function = function.func
+        module = inspect.getmodule(function)
         code = fingerprint(module.__name__) if module is not None else ""
-        text = json.dumps({"name": name, "inputs": inputs, "code": code}, sort_keys=True, default=str)
+        text = json.dumps({"name": name, "inputs": inputs, "code": code}, sort_keys=True, default=_as_text)
         path = self.folder / "stages" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)  # for the lock
         with FileLock(f"{path}.lock"):
@@ -60,6 +54,14 @@ class Stages:
             made = make()
             _save(path, made)
             return made
+
+
+def _as_text(value: Any) -> str:
+    """An input that JSON does not know: arrays by their content, which their text shortens, the rest as text."""
+    if hasattr(value, "__array__"):
+        array = np.ascontiguousarray(value)
+        return f"{array.dtype}{array.shape}{hashlib.sha256(array.tobytes()).hexdigest()}"
+    return str(value)
 
 
 def _save(path: Path, arrays: Arrays) -> None:

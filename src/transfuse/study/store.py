@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +21,7 @@ import numpy as np
 
 from transfuse.atomic import replacing, write_text
 from transfuse.errors import UserError
-from transfuse.study.design import Measurement
+from transfuse.study.design import SCALES, Measurement
 
 FORMAT = 1
 
@@ -95,8 +98,8 @@ class Store:
         """Write a cell, then remove the stale ones of the same seed, settings and data."""
         path = self.path(cell.spec)
         try:
-            write_text(path, _to_json(cell))
             _write_samples(path.with_suffix(".npz"), cell.measurements)
+            write_text(path, _to_json(cell))  # last, since a cell is finished when this file is there
         except OSError as error:
             raise UserError(
                 f"cannot write {str(path)!r}: {error.strerror}", fix="make room, or choose a folder with --results"
@@ -105,6 +108,7 @@ class Store:
         for other in path.parent.glob(pattern):
             if other.suffix in (".json", ".npz") and other.stem != cell.spec.stem:
                 other.unlink(missing_ok=True)
+        _remove_leftovers(path)
         return path
 
     def read(self, path: Path) -> Cell:
@@ -113,7 +117,7 @@ class Store:
             return _from_json(json.loads(path.read_text(encoding="utf-8")), path)
         except FileNotFoundError:
             raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError, AttributeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"{str(path)!r} is not a readable cell ({reason})", fix="delete it and run again") from None
 
@@ -137,6 +141,16 @@ class Store:
 
     def _paths(self, study: str | None, scale: str | None) -> list[Path]:
         return sorted(self.folder.glob(f"{study or '*'}/{scale or '*'}/seed*.json"))
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Half-written files of the same cell whose writer was killed."""
+    import psutil
+
+    for leftover in path.parent.glob(f".{path.stem}.*.partial"):
+        writer = leftover.name.split(".")[-2]
+        if writer.isdigit() and not psutil.pid_exists(int(writer)):
+            leftover.unlink(missing_ok=True)
 
 
 def _to_json(cell: Cell) -> str:
@@ -168,11 +182,46 @@ def _from_json(table: Mapping[str, Any], path: Path) -> Cell:
     if table["format"] != FORMAT:
         raise ValueError(f"format {table['format']!r}, this version reads {FORMAT}")
     spec = CellSpec(table["study"], table["scale"], table["seed"], table["settings"], table["data"], table["code"])
-    measurements = tuple(
-        Measurement(row[0], row[1], float(row[2]), row[3], row[4] if len(row) > 4 else None)
-        for row in table["measurements"]
-    )
-    return Cell(spec, measurements, table["cost"], table["environment"], tuple(table["warnings"]), path)
+    measurements = tuple(_from_row(row) for row in table["measurements"])
+    cell = Cell(spec, measurements, table["cost"], table["environment"], tuple(table["warnings"]), path)
+    _check(cell)
+    return cell
+
+
+def _from_row(row: list[Any]) -> Measurement:
+    value, step = float(row[2]), row[4] if len(row) > 4 else None
+    if not (isinstance(row[0], str) and isinstance(row[1], str) and isinstance(row[3], dict)):
+        raise ValueError(f"{row[:4]} is not [arm, metric, value, conditions]")
+    if not math.isfinite(value) or not (step is None or math.isfinite(step)):
+        raise ValueError(f"{row[1]} of {row[0]} is not a finite number")
+    if not all(isinstance(condition, str | int | float) for condition in row[3].values()):
+        raise ValueError(f"conditions {row[3]} are not plain values")
+    return Measurement(row[0], row[1], value, row[3], step)
+
+
+def _check(cell: Cell) -> None:
+    """Types that the rest relies on; a cell may come from another version, or from an editor."""
+    spec = cell.spec
+    if spec.scale not in SCALES:
+        raise ValueError(f"scale {spec.scale!r}")
+    for name in ("study", "code"):
+        if not isinstance(getattr(spec, name), str):
+            raise ValueError(f"{name} is not text")
+    if not isinstance(spec.seed, int) or isinstance(spec.seed, bool) or spec.seed < 0:
+        raise ValueError(f"seed {spec.seed!r}")
+    for name, table in (
+        ("settings", spec.settings),
+        ("data", spec.data),
+        ("cost", cell.cost),
+        ("environment", cell.environment),
+        ("versions", cell.environment.get("versions", {})),
+    ):
+        if not isinstance(table, dict):
+            raise ValueError(f"{name} is not a table")
+    if not all(isinstance(number, int | float) and math.isfinite(number) for number in cell.cost.values()):
+        raise ValueError("cost is not made of numbers")
+    if not all(isinstance(text, str) for text in cell.warnings):
+        raise ValueError("warnings are not texts")
 
 
 def sample_name(measurement: Measurement) -> str:
@@ -182,7 +231,7 @@ def sample_name(measurement: Measurement) -> str:
 
 
 def _write_samples(path: Path, measurements: Sequence[Measurement]) -> None:
-    arrays = {sample_name(m): m.per_sample for m in measurements if m.per_sample is not None}
+    arrays = {sample_name(m): m.per_sample for m in measurements if m.per_sample is not None and m.step is None}
     if not arrays:
         return
     with replacing(path) as temporary, temporary.open("wb") as file:
@@ -197,5 +246,5 @@ def read_samples(cell: Cell) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
         return {}

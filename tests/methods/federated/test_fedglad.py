@@ -1,4 +1,4 @@
-"""FedGLAD: indicator, baseline and bound against brute force; the strategy inside Flower; the audit and its false alarms."""
+"""FedGLAD: indicator, baseline and bound against brute force; the strategy in Flower; the audit and its alarms."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_adapter_follows_the_recurrence() -> None:
     adapter, baseline = ServerStepAdapter(beta=0.9, gamma=0.02, groups=3), None
     for t, value in enumerate(values):
         ratio = np.ones(3) if baseline is None else value / baseline  # against the baseline BEFORE this round
-        baseline = value if baseline is None else 0.9 * baseline + 0.1 * value  # of the indicator, not of the clipped step
+        baseline = value if baseline is None else 0.9 * baseline + 0.1 * value  # of the indicator, unclipped
         expected = np.minimum(np.maximum(ratio, 1 - 0.02 * t), 1 + 0.02 * t)
         np.testing.assert_allclose(adapter.update(value), expected, rtol=1e-12)
         np.testing.assert_allclose(adapter.ratio, ratio, rtol=1e-12)
@@ -467,6 +467,25 @@ def test_indicator_of_moments_is_that_of_the_updates() -> None:
     assert float(indicator(*moments, p)) == pytest.approx(gsi(g, p)[0])
 
 
+def test_study_judges_draws_as_the_definitions_say() -> None:
+    from transfuse.studies.federated.fedglad_worlds import judge_draws
+
+    rng = np.random.default_rng(0)
+    g, sizes, counts = rng.normal(size=(7, 20)) + 0.5, rng.integers(1, 9, 7).astype(float), rng.integers(0, 5, (7, 3))
+    draws = np.array([[1, 0, 1, 0, 0, 2, 0], [0, 1, 0, 0, 1, 0, 1]], dtype=float)  # a client twice in the first
+    values, best, distances = judge_draws(g @ g.T, draws, sizes, counts)
+    overall = sizes @ g / sizes.sum()
+    for row, draw in enumerate(draws):
+        p = draw * sizes / (draw * sizes).sum()
+        mean = p @ g
+        assert values[row] == pytest.approx(gsi(g, p)[0])
+        assert best[row] == pytest.approx(mean @ overall / (mean @ mean))
+        steps = np.linspace(best[row] - 0.1, best[row] + 0.1, 21)  # the step that comes nearest to everyone's update
+        assert np.linalg.norm(steps[:, None] * mean - overall, axis=1).argmin() == 10
+        pool, everyone = draw @ counts, counts.sum(axis=0)
+        assert distances[row] == pytest.approx(0.5 * np.abs(pool / pool.sum() - everyone / everyone.sum()).sum())
+
+
 # ---------------------------------------------------------------- history and audit
 
 
@@ -522,7 +541,7 @@ def test_audit_reads_all_three_forms(tmp_path: Path) -> None:
     items = [json.loads(line) for line in lines.read_text().splitlines()]
     rows = [f"{item['round']},{item['gsi']},{';'.join(map(str, item['clients']))}" for item in items]
     table.write_text("\n".join(["round,gsi,clients", *rows]))
-    bare = [{"update_norms": item["update_norms"], "mean_update_norm": 1.0, "weights": item["weights"]} for item in items]
+    bare = [{**{key: item[key] for key in ("update_norms", "weights")}, "mean_update_norm": 1.0} for item in items]
     whole.write_text(json.dumps({"rounds": bare}))
     values = [audit(path, draws=200) for path in (lines, table)]
     assert values[0].findings[0].value == pytest.approx(values[1].findings[0].value)
@@ -569,5 +588,5 @@ def test_malformed_histories_give_one_clear_line(tmp_path: Path, name: str, text
 
 
 def test_missing_history_gives_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="no such file"):
         audit(tmp_path / "nothing.json")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from fedglad_app.task import TRAINING, client_data, to_params
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedglad_app.task import TRAINING, client_data, to_params
 from transfuse.hosts.flower.client_sampling import answer_describe
 from transfuse.hosts.flower.cohort import train_together
 

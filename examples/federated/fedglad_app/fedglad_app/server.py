@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from fedglad_app.task import initial_arrays, split, to_params
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result
 
+from fedglad_app.task import initial_arrays, split, to_params
 from transfuse.hosts.flower.client_sampling import SampledStrategy, UniformSampler
 from transfuse.hosts.flower.cohort import accuracy
 from transfuse.methods.federated.fedglad import FedGLAD

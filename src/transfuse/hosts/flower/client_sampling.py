@@ -25,7 +25,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from transfuse.errors import UserError
-from transfuse.hosts.flower.flat_records import FlatLayout, ShapeMismatch, trainable_keys
+from transfuse.hosts.flower.flat_records import FlatLayout, ShapeError, trainable_keys
 from transfuse.hosts.flower.local_grid import LocalGrid
 
 _LOG = getLogger("flwr")
@@ -124,7 +124,8 @@ class AdaFLSampler(ClientSampler):
     def draw(self, server_round: int, nodes: Sequence[int]) -> Draw:
         for node in nodes:
             self.probabilities.setdefault(node, 1.0 / len(nodes))
-        generator, left, chosen = self._random(server_round), list(nodes), []
+        generator, left = self._random(server_round), list(nodes)
+        chosen: list[int] = []
         while left and len(chosen) < self.clients:
             weights = [max(self.probabilities[node], 1e-12) for node in left]
             node = generator.choices(left, weights=weights)[0]
@@ -138,7 +139,9 @@ class AdaFLSampler(ClientSampler):
             return
         mass = sum(self.probabilities[node] for node in distances)
         for node, distance in distances.items():
-            self.probabilities[node] = self.decay * self.probabilities[node] + (1 - self.decay) * mass * distance / total
+            self.probabilities[node] = (
+                self.decay * self.probabilities[node] + (1 - self.decay) * mass * distance / total
+            )
 
 
 class SampledStrategy:
@@ -148,6 +151,10 @@ class SampledStrategy:
     """
 
     sampler: ClientSampler
+    weighted_by_key: str  # this and the next three are FedAvg's own
+    fraction_train: float
+    min_train_nodes: int
+    min_available_nodes: int
 
     def __init__(self, *args: Any, sampler: ClientSampler, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -173,7 +180,7 @@ class SampledStrategy:
             layout = FlatLayout(arrays, trainable_keys(arrays))
             self._sent = layout, layout.read(arrays, np.empty(layout.size))
         narrowed = _Chosen(grid, self._draw.nodes)
-        fraction, least, free = self.fraction_train, self.min_train_nodes, self.min_available_nodes  # type: ignore[has-type]
+        fraction, least, free = self.fraction_train, self.min_train_nodes, self.min_available_nodes
         self.fraction_train, self.min_train_nodes, self.min_available_nodes = 1.0, 1, 1
         try:
             messages = list(super().configure_train(server_round, arrays, config, narrowed))  # type: ignore[misc]
@@ -184,8 +191,8 @@ class SampledStrategy:
 
     def _wait_for_nodes(self, grid: Grid) -> set[int]:
         """Node ids, once as many are connected as the strategy asks for; Flower's own strategies wait likewise."""
-        while len(nodes := set(grid.get_node_ids())) < self.min_available_nodes:  # type: ignore[attr-defined]
-            least = self.min_available_nodes  # type: ignore[attr-defined]
+        while len(nodes := set(grid.get_node_ids())) < self.min_available_nodes:
+            least = self.min_available_nodes
             if isinstance(grid, LocalGrid):
                 raise UserError(f"a grid of {len(nodes)} nodes", f"min_available_nodes = {least}", "add nodes")
             _LOG.log(INFO, "Waiting for nodes to connect: %s of at least %s", len(nodes), least)
@@ -208,10 +215,10 @@ class SampledStrategy:
         assert self._draw is not None
         weight = self._draw.weights.get(message.metadata.src_node_id, 1.0)
         for metrics in message.content.metric_records.values():
-            number = metrics.get(self.weighted_by_key)  # type: ignore[attr-defined]
+            number = metrics.get(self.weighted_by_key)
             if isinstance(number, int | float):
                 replaced = 1.0 if self._draw.count_only else number
-                metrics[self.weighted_by_key] = replaced if weight == 1.0 else replaced * weight  # type: ignore[attr-defined]
+                metrics[self.weighted_by_key] = replaced if weight == 1.0 else replaced * weight
 
     def _distances(self, replies: Sequence[Message]) -> dict[int, float]:
         """Distance of each client's update from the weighted mean update; replies that do not fit are left out."""
@@ -221,9 +228,11 @@ class SampledStrategy:
         for message in replies:
             try:
                 record = next(iter(message.content.array_records.values()))
-                update = layout.subtract(record, base, np.empty(layout.size))
-                weight = float(next(iter(message.content.metric_records.values()))[self.weighted_by_key])  # type: ignore[attr-defined]
-            except (ShapeMismatch, StopIteration, KeyError, ValueError):
+                update = np.empty(layout.size)
+                layout.subtract(record, base, update)
+                metrics: Any = next(iter(message.content.metric_records.values()))
+                weight = float(metrics[self.weighted_by_key])
+            except (ShapeError, StopIteration, KeyError, ValueError):
                 continue
             if np.isfinite(update).all():
                 updates[message.metadata.src_node_id] = update
@@ -288,7 +297,7 @@ def nodes_by_partition(grid: Grid, timeout: float = 60.0) -> list[int]:
         known = {}
         for reply in grid.send_and_receive(asked, timeout=timeout):
             if reply.has_content() and "describe" in reply.content:
-                number = reply.content["describe"].get("partition-id")  # type: ignore[union-attr]
+                number = reply.content["describe"].get("partition-id")
                 if isinstance(number, int):
                     known[reply.metadata.src_node_id] = number
         _LOG.log(INFO, "client sampling: %s of %s nodes told their partition id", len(known), len(nodes))

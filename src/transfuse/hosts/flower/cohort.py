@@ -178,7 +178,7 @@ class Cohort:
         start = {key: array.numpy() for key, array in content["arrays"].items()}  # type: ignore[union-attr]
         config = content["config"]
         clients = [int(context.node_config["partition-id"]) for _, context in pairs]
-        trained = self.train(start, clients, int(config["server-round"]), float(config.get("proximal-mu", 0.0)))  # type: ignore[arg-type,union-attr]
+        trained = self.train(start, clients, int(config["server-round"]), float(config.get("proximal-mu", 0.0)))  # type: ignore[arg-type]
         for row, client in enumerate(clients):
             self._trained[client] = {key: value[row] for key, value in trained.items()}
 

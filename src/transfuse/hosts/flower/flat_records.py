@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
+_NUMPY = "numpy.ndarray"  # Flower's name for the NPY format
 _BUFFER_SUFFIXES = ("running_mean", "running_var", "num_batches_tracked")
 
 
-class ShapeMismatch(ValueError):
+class ShapeError(ValueError):
     """A record that does not fit the layout: a key is missing, or an array has another shape."""
 
 
@@ -45,19 +46,19 @@ class FlatLayout:
         """The chosen arrays of a record, flattened in C order, in the layout's order.
 
         Raises:
-            ShapeMismatch: a key is missing or a shape differs.
+            ShapeError: a key is missing or a shape differs.
         """
-        for key, shape, header in zip(self.keys, self.shapes, self._headers, strict=True):
-            if key not in record:
-                raise ShapeMismatch(f"no array {key!r}")
-            array = record[key]
-            prefix, dtype = header
+        arrays = dict(record.items())  # a plain dictionary: Flower's checks types at each access
+        for key, shape, (prefix, dtype) in zip(self.keys, self.shapes, self._headers, strict=True):
+            array = arrays.get(key)
+            if array is None:
+                raise ShapeError(f"no array {key!r}")
             if dtype is not None and array.data.startswith(prefix):
                 yield np.frombuffer(array.data, dtype, offset=len(prefix))
                 continue
             values = array.numpy()
             if values.shape != shape:
-                raise ShapeMismatch(f"array {key!r} has shape {values.shape}, expected {shape}")
+                raise ShapeError(f"array {key!r} has shape {values.shape}, expected {shape}")
             yield values.reshape(-1)
 
     def read(self, record: ArrayRecord, out: np.ndarray) -> np.ndarray:
@@ -68,11 +69,41 @@ class FlatLayout:
         return out
 
     def subtract(self, record: ArrayRecord, base: np.ndarray, out: np.ndarray) -> np.ndarray:
-        """``record - base`` into `out`, (size,), in the precision of `out`."""
-        for view, (start, end) in zip(self.views(record), self._bounds, strict=True):
+        """Write ``record - base`` into `out`, (size,), in its precision.
+
+        Returns:
+            Squared Euclidean norm of each tensor of `out`, (tensors,).
+
+        The norm of a tensor is taken while it is still in the processor's cache.
+        """
+        squares = np.empty(len(self.keys))
+        for index, (view, (start, end)) in enumerate(zip(self.views(record), self._bounds, strict=True)):
             _fit(view, end - start)
-            np.subtract(view, base[start:end], out=out[start:end], dtype=out.dtype)
-        return out
+            part = out[start:end]
+            np.subtract(view, base[start:end], out=part, dtype=out.dtype)
+            squares[index] = np.dot(part, part)
+        return squares
+
+    def scale_step(self, record: ArrayRecord, base: np.ndarray, factors: np.ndarray) -> ArrayRecord:
+        """``base + factor (record - base)`` with one factor a tensor, (tensors,), in the record's precision.
+
+        A tensor whose factor is exactly one, and every array outside the layout, stays as it is in `record`.
+        """
+        result = record.copy()
+        rows = zip(
+            self.keys, self.shapes, self._headers, self._bounds, self.views(record), factors.tolist(), strict=True
+        )
+        for key, shape, (prefix, dtype), (start, end), view, factor in rows:
+            if factor == 1.0:
+                continue
+            values = view - base[start:end]
+            values *= factor
+            values += base[start:end]
+            if values.dtype == dtype and view.dtype == dtype:
+                result[key] = Array(str(dtype), shape, _NUMPY, prefix + values.tobytes())
+            else:
+                result[key] = Array(np.asarray(values.reshape(shape), dtype=view.dtype))
+        return result
 
     def squared_norms(self, flat: np.ndarray) -> np.ndarray:
         """Squared Euclidean norm of each tensor of a flat float64 vector, (tensors,)."""
@@ -99,13 +130,13 @@ def trainable_keys(record: ArrayRecord | Mapping[str, Array]) -> tuple[str, ...]
 
 def _fit(view: np.ndarray, expected: int) -> None:
     if view.size != expected:
-        raise ShapeMismatch(f"an array has {view.size} elements, expected {expected}")
+        raise ShapeError(f"an array has {view.size} elements, expected {expected}")
 
 
 def _header(array: Array) -> tuple[bytes, np.dtype | None]:
     """The NPY header of a serialised array and its dtype; None where it cannot be viewed in place."""
     data = array.data
-    if array.stype != "numpy.ndarray" or data[:6] != b"\x93NUMPY":
+    if array.stype != _NUMPY or data[:6] != b"\x93NUMPY":
         return b"", None
     width = 2 if data[6] == 1 else 4  # format 1.0 has a two-byte header length
     length = 8 + width + int.from_bytes(data[8 : 8 + width], "little")

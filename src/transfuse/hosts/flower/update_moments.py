@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from flwr.app import ArrayRecord
+from scipy.linalg.blas import daxpy
 
 from transfuse.errors import UserError
-from transfuse.hosts.flower.flat_records import FlatLayout, ShapeMismatch, trainable_keys
+from transfuse.hosts.flower.flat_records import FlatLayout, ShapeError, trainable_keys
 
 
 class UpdateMoments:
@@ -41,20 +42,18 @@ class UpdateMoments:
         if not (weight > 0 and np.isfinite(weight)):
             return f"its weight is {weight}"
         try:
-            update = self.layout.subtract(record, self.sent, self._update)
+            squares = self.layout.subtract(record, self.sent, self._update)  # (tensors,)
             rest_is_finite = all(np.isfinite(view).all() for view in self._rest.views(record))
-        except (ShapeMismatch, TypeError, ValueError) as error:
+        except (ShapeError, TypeError, ValueError) as error:
             return str(error)
-        squares = self.layout.squared_norms(update)  # (tensors,)
         total = float(squares.sum())
         if not (np.isfinite(total) and rest_is_finite):
             return "it holds values that are not finite"
         self.mean_square += weight * squares
         if self.weights:
-            update *= weight
-            self._sum += update
+            daxpy(self._update, self._sum, a=weight)  # sum += weight * update, one pass, in place
         else:
-            np.multiply(update, weight, out=self._sum)
+            np.multiply(self._update, weight, out=self._sum)
         self.weights.append(weight)
         self.norms.append(total**0.5)
         return ""

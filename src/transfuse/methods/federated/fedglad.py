@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
@@ -39,7 +39,7 @@ from transfuse.methods.federated import round_history
 CARD = Card(
     id="fedglad",
     title="When to Trust Aggregated Gradients: Addressing Negative Client Sampling in Federated Learning",
-    summary="Scales the server step of each federated round by how far the clients' updates disagree, to trust one-sided draws less.",
+    summary="Scales the server step of a federated round by how far clients disagree, to trust one-sided draws less.",
     authors="Wenkai Yang, Yankai Lin, Guangxiang Zhao, Peng Li, Jie Zhou, Xu Sun",
     year=2023,
     venue="Transactions on Machine Learning Research",
@@ -58,7 +58,7 @@ CARD = Card(
     extra="federated",
     requires=("flwr",),
     differs=(
-        "the indicator is the ratio of norms with the clients' weights in numerator and denominator; the reference code's subtraction breaks for unequal weights",
+        "the indicator is a ratio of weighted norms; the reference code's subtraction breaks for unequal weights",
         "which tensors are rescaled is an explicit list, not the words weight and bias in their names",
         "a tensor without any update has ratio one; the indicator is capped far above what orthogonal updates give",
         "a client drawn twice under multinomial sampling sends one message with weight two",
@@ -114,7 +114,7 @@ def gsi(
     segments: Sequence[int] | np.ndarray | None = None,
     noise_std: float = 0.0,
 ) -> tuple[float, np.ndarray]:
-    """Gradient-similarity indicator sqrt(sum_k p_k |g_k|^2 / |sum_k p_k g_k|^2); at least 1, larger = more disagreement.
+    """Gradient-similarity indicator sqrt(sum_k p_k |g_k|^2 / |sum_k p_k g_k|^2), at least 1; more = less alike.
 
     1 when all updates coincide, sqrt(m) when m updates are orthogonal and equally long. With equal weights this is the
     form of the paper's code, (1 - sum_k |g_k - gbar|^2 / sum_k |g_k|^2)^(-1/2).
@@ -281,9 +281,9 @@ class GLADMixin:
         if arrays is None or not self._moments.weights:
             return arrays, metrics
         tensors, factors = self._factors(server_round, kept)
-        arrays = self._rescaled(arrays, factors)
+        arrays = self._moments.layout.scale_step(arrays, self._moments.sent, factors)
         if isinstance(getattr(self, "current_arrays", None), ArrayRecord):
-            self.current_arrays = arrays  # FedAvgM keeps its own copy of the model
+            self.current_arrays: Any = arrays  # FedAvgM keeps its own copy of the model
         metrics = MetricRecord() if metrics is None else metrics
         metrics.update({**tensors, "gsi_refused": refused})
         return arrays, metrics
@@ -299,7 +299,7 @@ class GLADMixin:
         assert self._moments is not None
         kept, refused = [], 0
         shapes = Counter(_names(message) for message in replies if message.has_content())
-        usual = shapes.most_common(1)[0][0] if shapes else ()
+        usual = shapes.most_common(1)[0][0] if shapes else frozenset()
         for message in replies:
             if message.has_content():
                 reason = self._count_in(message, usual)
@@ -311,7 +311,7 @@ class GLADMixin:
             kept.append(message)
         return kept, refused
 
-    def _count_in(self, message: Message, usual: tuple[str, ...]) -> str:
+    def _count_in(self, message: Message, usual: frozenset[tuple[str, str]]) -> str:
         assert self._moments is not None
         records = list(message.content.array_records.values())
         metrics = list(message.content.metric_records.values())
@@ -349,20 +349,6 @@ class GLADMixin:
         )
         return metrics, factors
 
-    def _rescaled(self, arrays: ArrayRecord, factors: np.ndarray) -> ArrayRecord:
-        """``W_t + f (parent - W_t)``; a tensor whose factor is exactly one stays the parent's, bit for bit."""
-        assert self._moments is not None
-        layout, sent = self._moments.layout, self._moments.sent
-        result = arrays.copy()
-        bounds = zip(layout.keys, layout.shapes, layout.starts, layout.ends, factors.tolist(), strict=True)
-        for key, shape, start, end, factor in bounds:
-            if factor == 1.0:
-                continue
-            base = sent[start:end].reshape(shape)
-            new = arrays[key].numpy()
-            result[key] = Array(np.asarray(base + factor * (new - base), dtype=new.dtype))
-        return result
-
 
 class FedGLAD(GLADMixin, FedAvg):
     """FedAvg whose server step follows the disagreement of the clients.
@@ -395,10 +381,12 @@ class FedGLAD(GLADMixin, FedAvg):
         super().__init__(glad=glad, **kwargs)
 
 
-def _names(message: Message) -> tuple[str, ...]:
+def _names(message: Message) -> frozenset[tuple[str, str]]:
     """Names of all arrays and metrics of a reply; Flower's parent wants them alike in all replies."""
-    records = (*message.content.array_records.items(), *message.content.metric_records.items())
-    return tuple(sorted(f"{name}/{key}" for name, record in records for key in record))
+    arrays, metrics = message.content.array_records, message.content.metric_records
+    pairs = [(name, key) for name, record in arrays.items() for key in record]
+    pairs += [(name, key) for name, numbers in metrics.items() for key in numbers]
+    return frozenset(pairs)
 
 
 def _group_indices(keys: Sequence[str], groups: str | Mapping[str, str]) -> tuple[np.ndarray, int]:

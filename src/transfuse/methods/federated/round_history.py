@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from transfuse.atomic import write_text
 from transfuse.audit import AuditReport, Finding
 from transfuse.errors import UserError
+from transfuse.user_file import read_utf8
 
 MIN_ROUNDS = 20  # fewer rounds give a permutation test nothing to work with
 _LEVEL = 0.05  # chance that a clean federation is flagged, over all tests of a report together
@@ -96,15 +98,15 @@ def _round(item: Mapping[str, Any], index: int) -> Round:
         raise UserError(f"round {index + 1} of the history: {error}", "numbers") from None
 
 
-def read_history(path: Path) -> list[Round]:
+def read_history(path: Path | str) -> list[Round]:
     """A history from a file.
 
     JSON: a list of rounds, or an object with the list under "rounds". JSONL: one round a line. CSV: a header with
     `round`, `gsi` and, as far as known, `clients`, `update_norms`, `weights`, `mean_update_norm`; lists are separated
     by semicolons.
     """
-    text = _read(path)
-    suffix = path.suffix.lower()
+    text = read_utf8(path)
+    suffix = Path(path).suffix.lower()
     try:
         if suffix == ".csv":
             items = [_csv_row(row) for row in csv.DictReader(io.StringIO(text))]
@@ -120,28 +122,21 @@ def read_history(path: Path) -> list[Round]:
     return as_rounds(items)
 
 
-def write_history(rounds: Sequence[Round], path: Path) -> None:
+def write_history(rounds: Sequence[Round], path: Path | str) -> None:
     """Write ``strategy.history`` as JSONL for `transfuse audit fedglad`."""
     lines = [json.dumps(asdict(item), separators=(",", ":")) for item in rounds]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(Path(path), "\n".join(lines) + "\n")
 
 
-def read_label_counts(path: Path) -> dict[str, list[float]]:
+def read_label_counts(path: Path | str) -> dict[str, list[float]]:
     """Client -> examples of each class, from a JSON object."""
     try:
-        loaded = json.loads(_read(path))
+        loaded = json.loads(read_utf8(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{str(path)!r} is not valid JSON: {error}", "an object client -> list of counts") from None
     if not isinstance(loaded, dict) or not all(isinstance(value, list) for value in loaded.values()):
         raise UserError(f"{str(path)!r} holds no object client -> list of counts")
     return loaded
-
-
-def _read(path: Path) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{str(path)!r} cannot be read: {error}", "a text file") from None
 
 
 def _csv_row(row: Mapping[str, str | None]) -> dict[str, Any]:
@@ -245,7 +240,8 @@ def report(
         findings=tuple(findings),
         false_alarm_rate=float(flags.mean()) if tests else None,
         calibration=(
-            f"share of {draws} random orders of the rounds' ratios that the same tests would flag"
+            f"share of {draws} random orders of the rounds' ratios that the tests of clients and pools would flag; "
+            "nearness to noise and longest update have fixed limits"
             if tests
             else "the history names no clients, so there was nothing to test; give clients for each round"
         ),
@@ -256,17 +252,13 @@ def report(
 def _membership(rounds: Sequence[Round]) -> tuple[np.ndarray, list[str]]:
     """0/1 matrix (clients, rounds) of the clients that took part in at least three rounds and missed three."""
     names = sorted({str(client) for item in rounds for client in item.clients})
-    matrix = np.array([[str_in(name, item) for item in rounds] for name in names], dtype=np.float64)
+    taking_part = [{str(client) for client in item.clients} for item in rounds]
+    matrix = np.array([[name in clients for clients in taking_part] for name in names], dtype=np.float64)
     if not names:
         return np.zeros((0, len(rounds))), []
     taken = matrix.sum(axis=1)
     keep = (taken >= 3) & (taken <= len(rounds) - 3)
     return matrix[keep], [name for name, kept in zip(names, keep, strict=True) if kept]
-
-
-def str_in(name: str, item: Round) -> bool:
-    """Whether a client took part in a round, ids compared as text."""
-    return any(str(client) == name for client in item.clients)
 
 
 def _client_effect(

@@ -13,7 +13,7 @@ averages.
 >>> bool(detector.predict(x[200:] + 9).min() > detector.predict(x[200:]).max())  # higher = more foreign
 True
 
-Texts of your own, from a script: `transfuse.hosts.encoder_features.text_encoders` gives both encoders of a classifier.
+Texts of your own: from a script as in the docstring of `GNOME`, from the shell `transfuse audit gnome_ood`.
 
 Chen, Yang, Bi, Sun (2023), Fine-Tuning Deteriorates General Textual Out-of-Distribution Detection by Distorting
 Task-Agnostic Features, Findings of EACL, arXiv 2301.12715.
@@ -202,6 +202,16 @@ Batches = Iterable[tuple[Any, Tensor]]
 
 class GNOME(FeaturesDetector):
     """GNOME as a pytorch-ood detector: outlier scores, higher = more foreign.
+
+    On text files of your own (columns text and label), with a classifier and the encoder it was fine-tuned from:
+
+    >>> from transfuse.hosts.text_classifier import load_classifier
+    >>> from transfuse.hosts.encoder_features import text_encoders
+    >>> from transfuse.methods.monitoring.gnome_text import batch_of
+    >>> detector = GNOME(*text_encoders(*load_classifier("my-classifier"), pretrained="my-base"))
+    >>> detector = detector.fit([batch_of("train.csv")], [batch_of("validation.csv")])
+    >>> detector.predict(["is this still about films?"]).shape
+    torch.Size([1])
 
     Args:
         finetuned: callable from a batch to features (batch, d), for example a `TextEncoder`.

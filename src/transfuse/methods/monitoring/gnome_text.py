@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from transfuse.atomic import replacing
 from transfuse.audit import AuditReport, Finding
+from transfuse.cache import cache_folder
 from transfuse.data.text_files import read_labelled, read_texts
 from transfuse.errors import UserError
 from transfuse.hosts.encoder_features import Pooling, Tokens, extract, extract_pair, is_peft
-from transfuse.hosts.feature_cache import cache_folder, cached, texts_digest, weights_digest
+from transfuse.hosts.feature_cache import cached, texts_digest, weights_digest
 from transfuse.hosts.text_classifier import (
     FineTuning,
     PooledClassifier,
@@ -60,6 +61,13 @@ class Scored:
     finetuned: Tensor
     pretrained: Tensor
     features: tuple[Tensor, Tensor]
+
+
+def batch_of(path: str | Path) -> tuple[list[str], Tensor]:
+    """A labelled file as one batch for `GNOME.fit`: texts, and their labels numbered in alphabetical order."""
+    texts, labels = read_labelled(Path(path))
+    codes = {label: code for code, label in enumerate(sorted(set(labels)))}
+    return texts, torch.tensor([codes[label] for label in labels])
 
 
 class FileDetector:
@@ -144,7 +152,7 @@ def _finetuned(
 ) -> nn.Module:
     """The packaged (or given) encoder fine-tuned on the training file; its weights are cached."""
     key = [weights_digest(encoder), *train[0], *dev[0], repr((train[1], dev[1], o.epochs, o.seed, o.pooling, RECIPE))]
-    path = cache_folder() / f"classifier-{texts_digest(key)}.safetensors"
+    path = cache_folder() / "features" / f"classifier-{texts_digest(key)}.safetensors"
     pooling = Pooling(o.pooling)
     if path.exists():
         import copy

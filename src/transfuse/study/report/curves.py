@@ -13,8 +13,8 @@ from transfuse.study.report.figures import conditions, number
 from transfuse.study.report.palette import Look, looks
 
 _HEIGHT, _TOP, _BOTTOM, _LEFT = 210.0, 8.0, 180.0, 46.0
-_LABEL_ROOM = 104.0  # right of the curves, for the names of the arms
-_LABEL_CHARACTERS = 19
+_LABEL_ROOM = 112.0  # right of the curves, for the names of the arms
+_LABEL_CHARACTERS = 17
 _MOST_POINTS = 120  # of a line; more cannot be seen at this width and would only make the page heavy
 
 Steps = Mapping[float, list[float]]

@@ -12,6 +12,7 @@ from transfuse.study.design import Study
 from transfuse.study.report.axis import WIDTH, Axis, Panel, axis_around, drawing, line, text
 from transfuse.study.report.figures import interval, number, signed
 from transfuse.study.report.palette import SIGNS, outcome_class
+from transfuse.study.report.tables import shown_estimate
 
 _LABEL_CHARACTERS = 62  # of a label line, in the width of the drawing
 _LINE = 13.0  # height of a label line
@@ -30,7 +31,8 @@ def forest(verdicts: Sequence[Verdict], study: Study) -> list[Panel]:
 def _kind(claim: Claim) -> str:
     if isinstance(claim, Trend):
         return "Rank correlation of {}"
-    return "Distance of {} from its threshold" if isinstance(claim, AtLeast) else "Paired difference in {}"
+    to_number = isinstance(claim, AtLeast) or (isinstance(claim, Within) and not isinstance(claim.other, str))
+    return "Distance of {} from the claim's value" if to_number else "Paired difference in {}"
 
 
 def _panel(metric: str, kind: str, verdicts: list[Verdict], study: Study) -> Panel:
@@ -63,12 +65,12 @@ def _axis(verdicts: list[Verdict]) -> Axis:
         points += [-verdict.claim.margin] if isinstance(verdict.claim, Within) else []
     width = max(points) - min(points)
     low, high = min(points) - width / 2, max(points) + width / 2
-    bounds = [b for v in verdicts if v.estimate for b in (v.estimate.low, v.estimate.high)]
+    bounds = [b for v in verdicts if (shown := shown_estimate(v)) for b in (shown.low, shown.high)]
     return axis_around([*points, *(min(high, max(low, bound)) for bound in bounds)], 8.0, WIDTH - 8.0)
 
 
 def _row(verdict: Verdict, axis: Axis, y: float) -> list[str]:
-    claim, estimate = verdict.claim, verdict.estimate
+    claim, estimate = verdict.claim, shown_estimate(verdict)
     assert estimate is not None  # rows are made of verdicts that have effects
     parts = _margin(claim, axis, y)
     low, high = max(estimate.low, axis.low), min(estimate.high, axis.high)

@@ -8,6 +8,8 @@ entries: the ledger is for looking, the verdicts are for concluding.
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 from transfuse.statistics import ALPHA, MIN_PAIRS, p_greater, sign_flip, t_interval
 from transfuse.study.claims import Beats
 from transfuse.study.evidence import Evidence
+from transfuse.study.report.arrange import Arranged
 from transfuse.study.report.figures import conditions, duration, interval, signed
 from transfuse.study.report.provenance import mean_wall
 from transfuse.study.report.tables import anchor, label
@@ -35,6 +38,7 @@ COST_UNITS = frozenset(
         "GiB",
         "bytes",
         "rounds",
+        "epochs",
         "steps",
         "tokens",
         "parameters",
@@ -60,57 +64,73 @@ class LedgerRow:
     by_condition: str
     cost: str
     asked: bool  # by a claim
+    stale: bool
     sort_effect: float
 
 
-def ledger(evidence: Sequence[Evidence]) -> list[LedgerRow]:
-    """All entries, study by study; claims first."""
-    return [row for group in evidence if group.scale != "quick" for row in _of_group(group)]
-
-
-def _of_group(group: Evidence) -> list[LedgerRow]:
+def ledger(group: Evidence, arranged: Arranged) -> list[LedgerRow]:
+    """All entries of one group of cells; those that claims ask for come first."""
+    if group.scale == "quick":
+        return []  # there for the plumbing
     study = group.study
-    comparisons: dict[tuple[str, str, str, tuple], bool] = {}
-    for claim in group.claims:
-        if isinstance(claim, Beats) and not claim.control:
-            comparisons.setdefault((claim.arm, claim.other, claim.on, tuple(claim.where.items())), True)
+    rows = []
+    told = set()
+    for verdict in group.verdicts:
+        claim = verdict.claim
+        if isinstance(claim, Beats) and not claim.control and verdict.effects:
+            by_condition = "" if claim.where else _by_condition(group, arranged, claim)
+            rows.append(_row(group, claim, list(verdict.effects.values()), by_condition, True))
+            told.add((claim.arms, claim.on, bool(claim.where)))
     for arm in (arm for arm in study.arms if arm not in study.controls):
-        for metric, declared in study.metrics.items():
-            if declared.better != "neither" and declared.unit not in COST_UNITS:
-                comparisons.setdefault((arm, study.controls[0], metric, ()), False)
-    rows = [_row(group, *comparison, asked) for comparison, asked in comparisons.items()]
-    return [row for row in rows if row is not None]
+        for metric in _metrics(group):
+            comparison = Beats(arm, study.controls[0], on=metric)
+            differences = _differences(group, arranged, comparison, {})
+            if differences and (comparison.arms, metric, False) not in told:
+                by_condition = _by_condition(group, arranged, comparison)
+                rows.append(_row(group, comparison, differences, by_condition, False))
+    return rows
 
 
-def _row(group: Evidence, arm: str, against: str, metric: str, where: tuple, asked: bool) -> LedgerRow | None:
-    differences = _differences(group, arm, against, metric, dict(where))
-    if not differences:
-        return None
+def _metrics(group: Evidence) -> list[str]:
+    """What arms are compared on: the metrics of the study's comparisons, else all that have a better way."""
+    metrics = group.study.metrics
+    claimed = {claim.on for claim in group.claims if isinstance(claim, Beats) and not claim.control}
+    able = [name for name, m in metrics.items() if m.better != "neither" and m.unit not in COST_UNITS]
+    return [name for name in able if name in claimed] or able
+
+
+def _row(group: Evidence, pair: Beats, differences: list[float], by_condition: str, asked: bool) -> LedgerRow:
     estimate = t_interval(differences)
     return LedgerRow(
         anchor=anchor(group),
         study=group.study.id,
         scale=label(group),
-        arm=arm,
-        against=against,
-        metric=metric,
-        where=conditions(dict(where)),
+        arm=pair.arm,
+        against=pair.other,
+        metric=pair.on,
+        where=conditions(pair.where),
         effect=signed(estimate.mean),
         interval=interval(estimate),
         pairs=estimate.pairs,
         reading=reading(differences),
-        by_condition="" if where else _by_condition(group, arm, against, metric),
-        cost=_cost(group, arm, against),
+        by_condition=by_condition,
+        cost=_cost(group, pair),
         asked=asked,
+        stale=bool(group.stale),
         sort_effect=estimate.mean,
     )
 
 
-def _differences(group: Evidence, arm: str, against: str, metric: str, where: Mapping[str, Any]) -> list[float]:
-    """Paired differences over seeds, positive where `arm` is better."""
-    sign = -1.0 if group.study.metrics[metric].better == "lower" else 1.0
-    first, second = (group.values.by_seed(name, metric, where) for name in (arm, against))
-    return [sign * (first[seed] - second[seed]) for seed in sorted(first.keys() & second.keys())]
+def _differences(group: Evidence, arranged: Arranged, pair: Beats, where: Mapping[str, Any]) -> list[float]:
+    """One paired difference a seed, positive where `arm` is better: the mean over conditions that both have."""
+    sign = -1.0 if group.study.metrics[pair.on].better == "lower" else 1.0
+    by_seed: dict[int, list[float]] = defaultdict(list)
+    for condition, by_arm in arranged.finals.get(pair.on, {}).items():
+        if where.items() <= dict(condition).items() and pair.arm in by_arm and pair.other in by_arm:
+            first, second = by_arm[pair.arm], by_arm[pair.other]
+            for seed in first.keys() & second.keys():
+                by_seed[seed].append(sign * (first[seed] - second[seed]))
+    return [math.fsum(by_seed[seed]) / len(by_seed[seed]) for seed in sorted(by_seed)]
 
 
 def reading(differences: Sequence[float]) -> str:
@@ -124,26 +144,31 @@ def reading(differences: Sequence[float]) -> str:
     return "unclear"
 
 
-def _by_condition(group: Evidence, arm: str, against: str, metric: str) -> str:
-    """The same comparison under each value of each condition that was measured: whom it helped, whom it hurt."""
+def _by_condition(group: Evidence, arranged: Arranged, pair: Beats) -> str:
+    """The same comparison under each value of each condition: whom it helped, whom it hurt.
+
+    A condition of which only one value was measured says nothing, nor one that repeats another.
+    """
+    told = [_differences(group, arranged, pair, {})]
     parts = []
     for key, values in group.study.conditions.items():
         for value in values:
-            differences = _differences(group, arm, against, metric, {key: value})
-            if differences:
+            differences = _differences(group, arranged, pair, {key: value})
+            if differences and differences not in told:
+                told.append(differences)
                 mean = signed(sum(differences) / len(differences))
                 judged = f" ({reading(differences)})" if len(differences) >= MIN_PAIRS else ""
                 parts.append(f"{key} {value}: {mean}{judged}")
     return "; ".join(parts)
 
 
-def _cost(group: Evidence, arm: str, against: str) -> str:
+def _cost(group: Evidence, pair: Beats) -> str:
     """What the arm cost over the other where the study measures that; else what a cell took for all arms."""
     parts = []
     for metric, declared in group.study.metrics.items():
         if declared.unit in COST_UNITS:
-            first, second = (list(group.values.by_seed(name, metric, {}).values()) for name in (arm, against))
+            first, second = (list(group.values.by_seed(name, metric, {}).values()) for name in pair.arms)
             if first and second:
                 more = sum(first) / len(first) - sum(second) / len(second)
                 parts.append(f"{metric} {signed(more)} {declared.unit}")
-    return ", ".join(parts) or f"not measured per arm; {duration(mean_wall(group))} a cell for all arms"
+    return ", ".join(parts) or f"{duration(mean_wall(group))} a cell, all arms"

@@ -165,7 +165,7 @@ def _ledger(rows: Sequence[LedgerRow]) -> str:
         (
             (
                 row.study,
-                row.scale,
+                row.scale + (" (stale)" if row.stale else ""),
                 row.arm,
                 row.against,
                 row.metric + (f", {row.where}" if row.where else ""),

@@ -90,12 +90,18 @@ def _merged(default: Any, given: Any) -> Any:
 def command(evidence: Evidence) -> str:
     """What to type to make the cells again."""
     words = ["transfuse", "run", evidence.study.id, "--scale", evidence.scale]
-    seeds = evidence.seeds
-    words += ["--seeds", str(len(seeds)) if seeds == list(range(len(seeds))) else ",".join(map(str, seeds))]
+    words += ["--seeds", _seeds_to_type(evidence.seeds)]
     for setting in changed_settings(evidence):
         if setting.by == "hand":
             words += ["--set", f"{setting.name}={setting.value}"]
     return shlex.join(words)
+
+
+def _seeds_to_type(seeds: list[int]) -> str:
+    """A number of seeds where they are the first; else their list, of which a single one is a range."""
+    if seeds == list(range(len(seeds))):
+        return str(len(seeds))
+    return ",".join(map(str, seeds)) if len(seeds) > 1 else f"{seeds[0]}-{seeds[0]}"
 
 
 def cost_rows(evidence: Evidence) -> list[CostRow]:

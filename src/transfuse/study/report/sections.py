@@ -13,11 +13,12 @@ from transfuse.study.report.tables import ClaimRow, claim_rows
 
 @dataclass(frozen=True)
 class Section:
-    """One group of cells with its measurements arranged and its claims judged."""
+    """One group of cells with its measurements arranged, its claims judged and its ledger entries."""
 
     group: Evidence
     arranged: Arranged
     rows: list[ClaimRow]
+    ledger: list[LedgerRow]
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,14 @@ class Contents:
 
     title: str
     sections: list[Section]
-    ledger: list[LedgerRow]
 
     @property
     def evidence(self) -> list[Evidence]:
         return [section.group for section in self.sections]
+
+    @property
+    def ledger(self) -> list[LedgerRow]:
+        return [row for section in self.sections for row in section.ledger]
 
     def rows(self, control: bool) -> list[ClaimRow]:
         """The claims of the papers, or those that check the studies."""
@@ -38,4 +42,8 @@ class Contents:
 
 
 def contents(evidence: Sequence[Evidence], title: str) -> Contents:
-    return Contents(title, [Section(group, arrange(group), claim_rows(group)) for group in evidence], ledger(evidence))
+    sections = []
+    for group in evidence:
+        arranged = arrange(group)
+        sections.append(Section(group, arranged, claim_rows(group), ledger(group, arranged)))
+    return Contents(title, sections)

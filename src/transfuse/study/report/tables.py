@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from transfuse.statistics import Estimate
 from transfuse.study.claims import OUTCOMES, Claim, Outcome, Trend, Verdict, needed_note
 from transfuse.study.evidence import Evidence
 from transfuse.study.report.arrange import Arranged
@@ -58,8 +59,9 @@ def anchor(evidence: Evidence) -> str:
 
 def label(evidence: Evidence) -> str:
     """The scale, with what was set by hand, so that two groups of one scale can be told apart."""
-    own = ", ".join(f"{setting.name} = {setting.value}" for setting in own_settings(evidence))
-    return f"{evidence.scale}, {own}" if own else evidence.scale
+    own = [f"{setting.name} = {setting.value}" for setting in own_settings(evidence)]
+    more = f" and {len(own) - 1} more" if len(own) > 1 else ""
+    return f"{evidence.scale}, {own[0]}{more}" if own else evidence.scale
 
 
 def claim_rows(evidence: Evidence) -> list[ClaimRow]:
@@ -68,7 +70,7 @@ def claim_rows(evidence: Evidence) -> list[ClaimRow]:
 
 
 def _row(evidence: Evidence, verdict: Verdict) -> ClaimRow:
-    claim, estimate = verdict.claim, verdict.estimate
+    claim, estimate = verdict.claim, shown_estimate(verdict)
     items = evidence.item_interval(claim) if estimate is not None else None
     judged = verdict.outcome != "too few seeds"
     return ClaimRow(
@@ -97,6 +99,14 @@ def _row(evidence: Evidence, verdict: Verdict) -> ClaimRow:
         sort_effect=estimate.mean if estimate else 0.0,
         sort_p=verdict.p_holm,
     )
+
+
+def shown_estimate(verdict: Verdict) -> Estimate | None:
+    """The estimate as it is shown: a rank correlation cannot lie beyond 1, whatever the t interval says."""
+    found = verdict.estimate
+    if found is None or not isinstance(verdict.claim, Trend) or found.pairs < 2:
+        return found
+    return replace(found, low=max(-1.0, found.low), high=min(1.0, found.high))
 
 
 def _rho(claim: Claim) -> str:
@@ -209,7 +219,7 @@ def means_tables(evidence: Evidence, arranged: Arranged) -> list[MeansTable]:
     for metric, by_where in arranged.finals.items():
         wheres = list(by_where)
         arms = [arm for arm in evidence.study.arms if any(arm in by_where[where] for where in wheres)]
-        means = {(a, w): by_where[w][a] for w in wheres for a in arms if a in by_where[w]}
+        means = {(a, w): list(by_where[w][a].values()) for w in wheres for a in arms if a in by_where[w]}
         top = max((abs(sum(values) / len(values)) for values in means.values()), default=0.0)
         bars = top > 0 and all(sum(values) >= 0 for values in means.values())
 

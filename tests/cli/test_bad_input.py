@@ -1,0 +1,153 @@
+"""Every wrong word gives one line that names it: exit 2, no traceback, nothing written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# The words after `transfuse`, and what the line has to say. {file} is a file with text, {data} one with numbers.
+WRONG = [
+    ("lst", "'lst'", "did you mean 'list'"),
+    ("frobnicate", "'frobnicate'", "one of list"),
+    ("--versoin", "'--versoin'", "--version"),
+    ("list --famly negatives", "'--famly'", "did you mean '--family'"),
+    ("list --family negativs", "'negativs'", "one of"),
+    ("list --family", "--family", "argument"),
+    ("list extra", "extra", "list --help"),
+    ("list --results {file}", "notes.txt", "a folder"),
+    ("show", "ID", "show --help"),
+    ("show mean_shfit", "'mean_shfit'", "did you mean 'mean_shift'"),
+    ("show mean_shift needs_host", "needs_host", "show --help"),
+    ("choose", "nothing to choose by", "for example"),
+    ("choose --data numbrs", "'numbrs'", "tables of numbers"),
+    ("choose --host flower", "'flower'", "one of"),
+    ("choose drift --top 0", "--top", "0"),
+    ("cite", "nothing to cite", "--all"),
+    ("cite unknown", "'unknown'", "transfuse list"),
+    ("cite mean_shift --all", "--all", "method ids"),
+    ("run", "nothing to run", "--showcase"),
+    ("run mean_shfit", "'mean_shfit'", "did you mean"),
+    ("run objects_only", "'objects_only'", "no study"),
+    ("run needs_host", "'needs_host'", "no study"),
+    ("run mean_shift --all", "more than one selection", "--family"),
+    ("run --family federated", "no study", "transfuse list"),
+    ("run --family nonsense", "'nonsense'", "one of"),
+    ("run mean_shift --scale huge", "'huge'", "quick, small, public, full"),
+    ("run mean_shift --scale full", "'full'", "small, quick, public"),
+    ("run mean_shift --scale public", "'clinc150'", "transfuse data get clinc150"),
+    ("run mean_shift --seeds 0", "'0'", "at least 1"),
+    ("run mean_shift --seeds -3", "'-3'", "a number of seeds"),
+    ("run mean_shift --seeds 1,x", "'1,x'", "a number of seeds"),
+    ("run mean_shift --seeds 1,1", "[1, 1]", "distinct"),
+    ("run mean_shift --seeds 9-3", "'9-3'", "10-19"),
+    ("run mean_shift --set smples=3", "'smples'", "did you mean 'samples'"),
+    ("run mean_shift --set samples", "'samples'", "KEY=VALUE"),
+    ("run mean_shift --set samples=many", "'many'", "a valid integer"),
+    ("run --all --set smples=3", "'smples'", "did you mean"),
+    ("run mean_shift --config {missing}", "missing.toml", "TOML"),
+    ("run mean_shift --config {file}", "notes.txt", "not valid TOML"),
+    ("run mean_shift --config {binary}", "binary.toml", "UTF-8"),
+    ("run mean_shift --jobs 0", "--jobs", "0"),
+    ("run mean_shift --jobs two", "--jobs", "'two'"),
+    ("run mean_shift --threads -1", "--threads", "-1"),
+    ("run mean_shift --device gpu", "'gpu'", "cpu, cuda, auto"),
+    ("run mean_shift --engine slurmm", "'slurmm'", "local"),
+    ("run mean_shift --results {file}", "notes.txt", "a folder"),
+    ("run mean_shift --results {file}/below", "notes.txt", "cannot be written"),
+    ("run --stale --seeds 3", "--stale", "alone"),
+    ("status --results {missing}", "missing.toml", "a folder"),
+    ("status --results {file}", "notes.txt", "a folder"),
+    ("report", "no cells in 'results'", "transfuse run"),
+    ("report --results {missing}", "missing.toml", "transfuse run"),
+    ("compare a", "RUN_B", "compare --help"),
+    ("compare nowhere nowhere", "'nowhere'", "a folder"),
+    ("compare nowhere:small elsewhere unknown", "'unknown'", "transfuse list"),
+    ("audit mean_shfit", "'mean_shfit'", "did you mean"),
+    ("audit needs_host --history x", "no_such_host_of_transfuse", "pip install 'transfuse[federated]'"),
+    ("audit objects_only", "model", "from toyplug.objects_only import audit"),
+    ("audit mean_shift", "--samples", "audit mean_shift --help"),
+    ("audit mean_shift --samples {missing}", "missing.toml", "exists"),
+    ("audit mean_shift --samples {file}", "notes.txt", "one number a line"),
+    ("audit mean_shift --samples {data} --limt 3", "'--limt'", "did you mean '--limit'"),
+    ("audit mean_shift --samples {data} --limit x", "--limit", "'x'"),
+    ("audit mean_shift --samples {data} --unit yard", "'yard'", "mm"),
+    ("audit mean_shift --samples {folder}", "folder", "a file"),
+    ("apply needs_host", "'needs_host'", "no apply"),
+    ("apply mean_shift --samples {data}", "--out", "apply mean_shift --help"),
+    ("apply mean_shift --samples {data} --out {missing}/x", "missing.toml", "exists"),
+    ("data lst", "'lst'", "did you mean 'list'"),
+    ("data get", "nothing to get", "--all"),
+    ("data get clinc", "'clinc'", "did you mean 'clinc150'"),
+    ("data get --all clinc150", "--all", "data sets"),
+    ("data get clinc150 --from {missing}", "missing.toml", "<set>/<file>"),
+    ("data get clinc150 --from {folder}", "data_full.json", "clinc150"),
+    ("data path nothing", "'nothing'", "data list"),
+    ("doctor --jsn", "'--jsn'", "--json"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "given", "fix"), WRONG, ids=[words for words, _, _ in WRONG])
+def test_one_line_that_names_what_was_given(
+    words: str, given: str, fix: str, transfuse: Callable, workplace: Path
+) -> None:
+    files = workplace.parent / "files"
+    (files / "folder").mkdir(parents=True)
+    (files / "notes.txt").write_text("these are = not settings =\n", encoding="utf-8")
+    (files / "numbers.txt").write_text("1\n2\n", encoding="utf-8")
+    (files / "binary.toml").write_bytes(b"\xff\xfe\x00\x01")
+    names = {
+        "file": "notes.txt",
+        "data": "numbers.txt",
+        "binary": "binary.toml",
+        "missing": "missing.toml",
+        "folder": "folder",
+    }
+    done = transfuse(*words.format(**{key: files / name for key, name in names.items()}).split())
+    assert done.status == 2, done
+    assert done.err.count("\n") == 1 and done.err.startswith("error: "), done.err
+    assert given in done.err and fix in done.err, done.err
+    assert "Traceback" not in done.out + done.err
+    assert list(workplace.iterdir()) == []
+
+
+def test_unreadable_folder_is_one_line(transfuse: Callable, workplace: Path) -> None:
+    import os
+
+    locked = workplace / "locked"
+    locked.mkdir(mode=0o500)
+    if os.access(locked, os.W_OK):
+        pytest.skip("this user may write anywhere")
+    done = transfuse("run", "mean_shift", "--results", locked / "results")
+    assert done.status == 2
+    assert "cannot be written" in done.err and "--results" in done.err
+
+
+def test_full_disk_is_one_line(transfuse: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    from transfuse.cli import selection
+
+    def no_space(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(selection.tempfile, "TemporaryFile", no_space)
+    done = transfuse("run", "mean_shift")
+    assert done.status == 2
+    assert "no space left" in done.err
+
+
+def test_internal_error_is_one_line_unless_debugged(transfuse: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transfuse.cli import cite
+
+    def broken() -> None:
+        raise ZeroDivisionError("two\nlines")
+
+    monkeypatch.setattr(cite, "registry_with_warnings", broken)
+    done = transfuse("cite", "--all")
+    assert done.status == 1
+    assert done.err == "internal error: ZeroDivisionError: two lines (run again with --debug for the traceback)\n"
+    done = transfuse("cite", "--all", "--debug")
+    assert done.status == 1
+    assert "Traceback" in done.err and done.err.splitlines()[-1].startswith("internal error: ")

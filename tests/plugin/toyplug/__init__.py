@@ -1,0 +1,1 @@
+"""A plug-in package of the tests: three methods in the form that third parties would write them."""
