@@ -257,8 +257,12 @@ def judge(claims: Sequence[Claim], values: Values) -> list[Verdict]:
 
 
 def _test(claim: Claim, x: np.ndarray) -> tuple[float, float, bool]:
-    """Two-sided p of the t test, one-sided p of the sign flip, and whether the effect is in favour."""
-    from transfuse.statistics import MIN_PAIRS, p_equivalent, p_greater, sign_flip
+    """Two-sided p of the t test, one-sided p of the sign flip, and whether the effect is in favour.
+
+    Values that all agree leave the t test without a spread. Their agreement is then all the evidence there is, so the
+    sign flip's p, which is at least 2**-n, stands in for it; Holm's procedure can correct that, but not a zero.
+    """
+    from transfuse.statistics import MIN_PAIRS, p_equivalent, p_greater, sign_flip, standard_error
 
     if len(x) < MIN_PAIRS:
         return 1.0, 1.0, False
@@ -268,10 +272,11 @@ def _test(claim: Claim, x: np.ndarray) -> tuple[float, float, bool]:
         if inside <= outside:
             return min(1.0, inside), max(sign_flip(x, -claim.margin), sign_flip(-x, -claim.margin)), True
         return min(1.0, outside), min(sign_flip(x, claim.margin), sign_flip(-x, claim.margin)), False
-    above, below = p_greater(x, claim.margin), p_greater(-x, -claim.margin)
-    if above <= below:
-        return min(1.0, 2 * above), sign_flip(x, claim.margin), True
-    return min(1.0, 2 * below), sign_flip(-x, -claim.margin), False
+    in_favour = float(x.mean()) >= claim.margin
+    direction = 1.0 if in_favour else -1.0
+    flip = sign_flip(direction * x, direction * claim.margin)
+    p = 2 * p_greater(direction * x, direction * claim.margin)
+    return min(1.0, flip if standard_error(x) == 0.0 else p), flip, in_favour
 
 
 def _verdict(claim: Claim, effects: dict[int, float], test: tuple[float, float, bool], p_holm: float) -> Verdict:

@@ -467,6 +467,25 @@ def test_indicator_of_moments_is_that_of_the_updates() -> None:
     assert float(indicator(*moments, p)) == pytest.approx(gsi(g, p)[0])
 
 
+def test_study_judges_draws_as_the_definitions_say() -> None:
+    from transfuse.studies.federated.fedglad_worlds import judge_draws
+
+    rng = np.random.default_rng(0)
+    g, sizes, counts = rng.normal(size=(7, 20)) + 0.5, rng.integers(1, 9, 7).astype(float), rng.integers(0, 5, (7, 3))
+    draws = np.array([[1, 0, 1, 0, 0, 2, 0], [0, 1, 0, 0, 1, 0, 1]], dtype=float)  # a client twice in the first
+    values, best, distances = judge_draws(g @ g.T, draws, sizes, counts)
+    overall = sizes @ g / sizes.sum()
+    for row, draw in enumerate(draws):
+        p = draw * sizes / (draw * sizes).sum()
+        mean = p @ g
+        assert values[row] == pytest.approx(gsi(g, p)[0])
+        assert best[row] == pytest.approx(mean @ overall / (mean @ mean))
+        steps = np.linspace(best[row] - 0.1, best[row] + 0.1, 21)  # the step that comes nearest to everyone's update
+        assert np.linalg.norm(steps[:, None] * mean - overall, axis=1).argmin() == 10
+        pool, everyone = draw @ counts, counts.sum(axis=0)
+        assert distances[row] == pytest.approx(0.5 * np.abs(pool / pool.sum() - everyone / everyone.sum()).sum())
+
+
 # ---------------------------------------------------------------- history and audit
 
 

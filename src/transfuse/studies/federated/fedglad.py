@@ -32,8 +32,8 @@ class Settings:
     sources: tuple[str, ...] = ("digits",)  # "office" needs the data folder
     clients: int = 60  # 20 examples each, so that a client holds one or two classes at alpha 0.1
     clients_a_round: int = 6  # a tenth, as in the paper's 10 of 100
-    rounds: int = 120  # accuracy has settled on validation data by then
-    last: int = 20  # accuracy is the mean over these last rounds
+    rounds: int = 60  # half of what the sheet proposes, so that a verdict is there within two minutes
+    last: int = 15  # accuracy is the mean over these last rounds
     curve_every: int = 5  # 24 points of a learning curve
     hidden: int = 64  # 64-64-10, four tensors for the group-wise variant
     alphas: tuple[float, ...] = (0.1, 1.0, 100.0)  # on the prior vector; 100 is the control without skew
@@ -81,6 +81,8 @@ STUDY = Study(
         "gain": Metric("higher", "1", "accuracy minus that of FedAvg with the same clients"),
         "rho_eta": Metric("higher", "1", "Spearman correlation over rounds of the indicator with the optimal step"),
         "rho_tv": Metric("higher", "1", "Spearman correlation of the indicator with the balance of the pooled labels"),
+        "rho_eta_within": Metric("higher", "1", "as rho_eta, over 50 draws of the same round, mean over rounds"),
+        "rho_tv_within": Metric("higher", "1", "as rho_tv, over 50 draws of the same round, mean over rounds"),
         "rho_eta_ratio": Metric("neither", "1", "as rho_eta, both divided by their running baselines"),
         "rho_tv_ratio": Metric("neither", "1", "as rho_tv, with the indicator over its running baseline"),
         "rho_eta_unit": Metric("neither", "1", "as rho_eta, the indicator taken of updates scaled to one length"),
@@ -95,7 +97,28 @@ STUDY = Study(
         "policy": ("uniform", "md", "adafl"),
     },
     claims=(
-        AtLeast("fedavg", 0.2, on="rho_eta", where=_DIGITS, paper="The indicator " + _STEP + " of a round."),
+        AtLeast(
+            "fedavg",
+            0.2,
+            on="rho_eta",
+            where=_DIGITS,
+            paper="The indicator " + _STEP + " of a round.",
+            likely="the share of noise in updates varies; much of it means a high indicator and a small step",
+        ),
+        AtLeast(
+            "fedavg",
+            0.2,
+            on="rho_eta_within",
+            where=_DIGITS,
+            paper="The indicator " + _STEP + ": here among possible draws of the same round.",
+        ),
+        AtLeast(
+            "fedavg",
+            0.2,
+            on="rho_tv_within",
+            where=_DIGITS,
+            paper="The indicator is lower for one-sided pools: here among possible draws of the same round.",
+        ),
         Within(
             "fedavg",
             0.0,
@@ -280,15 +303,22 @@ STUDY = Study(
             "early": 5,
             "adam_grid": (0.03,),
         },
-        "public": {"sources": ("digits", "office"), "policies": ("uniform", "md", "adafl")},
-        "full": {"sources": ("digits", "office"), "policies": ("uniform", "md", "adafl"), "rounds": 400},
+        "public": {
+            "sources": ("digits", "office"),
+            "policies": ("uniform", "md", "adafl"),
+            "rounds": 120,
+            "last": 20,
+        },
+        "full": {"sources": ("digits", "office"), "policies": ("uniform", "md", "adafl"), "rounds": 400, "last": 20},
     },
     seeds={"small": 5, "public": 5, "full": 20},
     data={"public": ("office-caltech10-surf",), "full": ("office-caltech10-surf",)},
-    seconds={"small": 45, "public": 110, "full": 400},
+    seconds={"small": 60, "public": 150, "full": 500},
     notes=(
         "The optimal step is <mean update of the draw, mean update of all clients> / |mean update of the draw|^2; "
         "all clients must train every round to know it, so it is a yardstick and not a method.",
+        "The two claims about draws of the same round were added after a first run had shown the correlation over "
+        "rounds to be negative, and before their own outcome was seen.",
         "Server rates are chosen for each baseline on validation data and then used by its GLAD arms and controls.",
         "Scale full is longer, not larger: ResNet-56 on CIFAR-10 and DistilBERT on text are not part of this study.",
         "Office-Caltech10: rows divided by their sum, columns z-scored within each domain over all its images.",

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
+from transfuse.hosts.flower.local_grid import quiet_flower
 from transfuse.methods.federated.fedglad import Config, ServerStepAdapter
 from transfuse.methods.federated.round_history import Round, ratios
 from transfuse.studies.federated.fedglad_worlds import (
@@ -25,6 +25,7 @@ from transfuse.studies.federated.fedglad_worlds import (
     half_split_floor,
     look,
     make_sampler,
+    spearman,
 )
 from transfuse.study.design import Measurement
 from transfuse.study.streams import Streams
@@ -101,7 +102,8 @@ class Arms:
 
     def _with(self, kind: type, **arguments: Any) -> Any:
         sampler = make_sampler(self.policy, self.settings.clients_a_round, self.draws)
-        return kind(sampler=sampler, fraction_evaluate=0.0, **arguments)
+        with quiet_flower():  # Flower warns that clients will not evaluate, which is what we ask for
+            return kind(sampler=sampler, fraction_evaluate=0.0, **arguments)
 
     def _run(self, strategy: Any, proximal: float = 0.0) -> Trajectory:
         return federate(strategy, self.world, self.rounds, proximal)
@@ -158,13 +160,15 @@ class Arms:
         best = np.array([item.best_step for item in looks])
         balance = -np.array([item.distance for item in looks])
         relative = ratios([Round(t, value) for t, value in enumerate(values)])
-        yield self._measure("fedavg", "rho_eta", _spearman(values, best))
-        yield self._measure("fedavg", "rho_tv", _spearman(values, balance))
-        yield self._measure("fedavg", "rho_eta_ratio", _spearman(relative, best / _baseline(best)))
-        yield self._measure("fedavg", "rho_tv_ratio", _spearman(relative, balance))
+        yield self._measure("fedavg", "rho_eta", spearman(values, best))
+        yield self._measure("fedavg", "rho_tv", spearman(values, balance))
+        yield self._measure("fedavg", "rho_eta_ratio", spearman(relative, best / _baseline(best)))
+        yield self._measure("fedavg", "rho_tv_ratio", spearman(relative, balance))
         unit, spread = np.array([item.gsi_unit for item in looks]), np.array([item.spread for item in looks])
-        yield self._measure("fedavg", "rho_eta_unit", _spearman(unit, best))
-        yield self._measure("fedavg", "rho_spread", _spearman(values, spread))
+        yield self._measure("fedavg", "rho_eta_within", float(np.mean([item.within_eta for item in looks])))
+        yield self._measure("fedavg", "rho_tv_within", float(np.mean([item.within_tv for item in looks])))
+        yield self._measure("fedavg", "rho_eta_unit", spearman(unit, best))
+        yield self._measure("fedavg", "rho_spread", spearman(values, spread))
         yield self._measure("fedavg", "gsi", float(values.mean()))
         yield self._measure("fedavg", "gsi_floor", float(np.mean(floors)))
 
@@ -192,10 +196,3 @@ def _baseline(values: np.ndarray, beta: float = Config.beta) -> np.ndarray:
         result[t] = running
         running = beta * running + (1.0 - beta) * float(value)
     return result
-
-
-def _spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Rank correlation, 0 where one side does not vary."""
-    if len(np.unique(x)) < 2 or len(np.unique(y)) < 2:
-        return 0.0
-    return float(stats.spearmanr(x, y).statistic)

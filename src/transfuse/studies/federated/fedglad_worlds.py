@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedProx, Strategy
+from scipy import stats
 
 from transfuse.data.images import Labelled, digits, office_caltech, stratified_split
 from transfuse.hosts.flower.client_sampling import (
@@ -27,6 +28,8 @@ from transfuse.hosts.flower.partition import (
 )
 from transfuse.methods.federated.fedglad import GLADMixin, gsi
 from transfuse.study.streams import Streams
+
+OTHER_DRAWS = 50  # of the same round, judged beside the one that was made
 
 
 class PairedAvg(SampledStrategy, FedAvgM):
@@ -177,6 +180,8 @@ class Look:
     spread: float  # standard deviation over mean of the updates' lengths
     best_step: float  # <gbar_S, G> / |gbar_S|^2
     distance: float  # total variation between pooled and population labels
+    within_eta: float  # rank correlation of indicator and optimal step over other draws of this very round
+    within_tv: float  # the same of indicator and balance of the pool
 
 
 def look(world: World, start: Params, sampled: Mapping[int, float], server_round: int) -> Look:
@@ -194,22 +199,61 @@ def look(world: World, start: Params, sampled: Mapping[int, float], server_round
         [(trained[key] - start[key]).reshape(len(everyone), -1) for key in start], axis=1, dtype=np.float64
     )
     sizes = world.cohort.sizes.astype(np.float64)
-    overall = sizes @ updates / sizes.sum()  # G
     chosen = sorted(sampled)
     weights = np.array([sampled[c] * sizes[c] for c in chosen])
-    mean = weights @ updates[chosen] / weights.sum()  # gbar_S
-    pool = sum(sampled[c] * world.counts[c] for c in chosen)
-    square = float(mean @ mean)
-    best = float(mean @ overall) / square if square > 0 else 1.0
     lengths = np.linalg.norm(updates[chosen], axis=1)
     unit = updates[chosen] / np.maximum(lengths, 1e-12)[:, None]
+    products = updates @ updates.T  # (clients, clients): all that draws of this round need
+    taken = np.zeros((1, len(everyone)))
+    taken[0, chosen] = [sampled[c] for c in chosen]
+    values, best, distances = judge_draws(products, taken, sizes, world.counts)
+    rng = np.random.default_rng((world.cohort.seed, server_round, 2))
+    others = np.zeros((OTHER_DRAWS, len(everyone)))
+    for row in others:
+        row[rng.choice(len(everyone), len(chosen), replace=False)] = 1.0
+    other_values, other_best, other_distances = judge_draws(products, others, sizes, world.counts)
     return Look(
-        gsi(updates[chosen], weights)[0],
+        float(values[0]),
         gsi(unit, weights)[0],
         float(lengths.std() / max(lengths.mean(), 1e-12)),
-        best,
-        total_variation(pool, world.counts.sum(axis=0)),
+        float(best[0]),
+        float(distances[0]),
+        spearman(other_values, other_best),
+        spearman(other_values, -other_distances),
     )
+
+
+def judge_draws(
+    products: np.ndarray, draws: np.ndarray, sizes: np.ndarray, counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indicator, optimal step and label distance of many draws of one round.
+
+    Args:
+        products: inner products of all clients' updates, (clients, clients).
+        draws: how often each draw takes each client, (draws, clients).
+        sizes: examples of each client, (clients,).
+        counts: examples of each class at each client, (clients, classes).
+
+    Returns:
+        Three arrays, (draws,).
+    """
+    p = draws * sizes
+    p /= p.sum(axis=1, keepdims=True)
+    square = np.einsum("sc,cd,sd->s", p, products, p, optimize=True)  # |gbar_S|^2
+    safe = np.maximum(square, 1e-30)
+    overall = sizes / sizes.sum()
+    best = np.where(square > 0, p @ (products @ overall) / safe, 1.0)  # <gbar_S, G> / |gbar_S|^2
+    values = np.sqrt(np.where(square > 0, p @ np.diag(products) / safe, 1.0))
+    population = counts.sum(axis=0)
+    distances = np.array([total_variation(pool, population) for pool in draws @ counts])
+    return values, best, distances
+
+
+def spearman(x: np.ndarray, y: np.ndarray) -> float:
+    """Rank correlation, 0 where one side does not vary."""
+    if len(np.unique(x)) < 2 or len(np.unique(y)) < 2:
+        return 0.0
+    return float(stats.spearmanr(x, y).statistic)
 
 
 def half_split_floor(world: World, start: Params, client: int, halves: int, server_round: int) -> float:

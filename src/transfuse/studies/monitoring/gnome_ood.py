@@ -211,7 +211,7 @@ STUDY = Study(
             "encoder": "tiny", "train": 60, "validation": 30, "test": 30, "epochs": 1, "learning_rate": 1e-3,
             "batch_size": 8, "max_length": 16, "corpus": 60,
         },
-        "public": {"tasks": ("sst2", "trec", "clinc"), "train": 800, "validation": 150, "test": 120},
+        "public": {"tasks": ("sst2", "trec", "clinc"), "train": 700, "validation": 150, "test": 120},
         "full": {
             "tasks": ("sst2", "trec", "clinc"), "encoder": "FacebookAI/roberta-base", "train": 2400,
             "validation": 800, "test": 1000, "epochs": 5, "learning_rate": 2e-5, "batch_size": 16, "max_length": 128,
@@ -223,7 +223,7 @@ STUDY = Study(
         "public": ("sent-conv", "clinc150", "pydoc-topics"),
         "full": ("sent-conv", "clinc150", "pydoc-topics"),
     },
-    seconds={"quick": 5, "small": 100, "public": 250, "full": 1200},
+    seconds={"quick": 5, "small": 75, "public": 220, "full": 1200},
     notes=(
         "The packaged encoder is a sentence encoder trained contrastively, not a raw masked language model, so its "
         "pre-trained features are better at meaning and worse at style than the paper's.",
