@@ -120,6 +120,7 @@ def _card(entry: Entry) -> Iterator[str]:
 def _use(entry: Entry) -> Iterator[str]:
     source = entry.path.read_text(encoding="utf-8")
     yield "\n## Use\n"
+    yield "<!-- fmt: off -->\n"  # for the linter: the example is laid out as in the docstring
     yield f"```python\n{with_imports(code_example(source), source, entry.module)}\n```"
 
 

@@ -6,6 +6,7 @@ Snippets of the guides are run by test_readme.py, as those of the README are.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import re
 import subprocess
@@ -132,7 +133,7 @@ def _anchors(page: Path) -> list[str]:
 @EVERY_PAGE
 def test_markdown_is_what_mkdocs_and_readers_of_the_source_both_see(page: Path) -> None:
     lines = _FENCED.sub("", page.read_text(encoding="utf-8")).splitlines()
-    for before, line in zip(lines, lines[1:], strict=False):
+    for before, line in itertools.pairwise(lines):
         starts = re.match(r"(- |1\. |\| )", line) and not re.match(r"\s*(- |\d+\. |\|)", before)
         assert not starts or not before.strip() or before.startswith("  "), f"no empty line before: {line[:60]}"
     widths = [len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")]
