@@ -41,6 +41,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "methods"
 _NOTICE = "<!-- Made by docs/generate_pages.py. Change the method, its study or its results, then type: make docs -->"
 _MARKUP = re.compile(r"[\\*`\[]|(?<!\w)_|_(?!\w)")  # what Markdown would read as markup, besides the entities below
+_WORD = re.compile(r"\w+")
 _ENTITIES = str.maketrans({"<": "&lt;", "|": "&#124;"})
 _NAVIGATION = re.compile(r"(^ *)(# methods.*\n)(?:.*\n)*?(?= *# end of methods$)", re.MULTILINE)
 
@@ -120,6 +121,7 @@ def _card(entry: Entry) -> Iterator[str]:
 def _use(entry: Entry) -> Iterator[str]:
     source = entry.path.read_text(encoding="utf-8")
     yield "\n## Use\n"
+    yield "<!-- fmt: off -->\n"  # for the linter: the example is laid out as in the docstring
     yield f"```python\n{with_imports(code_example(source), source, entry.module)}\n```"
 
 
@@ -171,7 +173,12 @@ def _settings(module: str, class_name: str) -> str:
     source = _source(module)
     choices = dict(_choices(ast.parse(source)))
     rows = [
-        (_code(s.name), _code(choices.get(s.type, s.type)), _code(_default(s)), _escaped(s.reason))
+        (
+            _code(s.name),
+            _code(_WORD.sub(lambda m: choices.get(m[0], m[0]), s.type)),
+            _code(_default(s)),
+            _escaped(s.reason),
+        )
         for s in read_settings(source, class_name)
     ]
     return _table(("Setting", "Type", "Default", "Why"), rows)
@@ -347,8 +354,12 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text that is read as text and stays inside its table cell."""
-    return _MARKUP.sub(r"\\\g<0>", " ".join(text.split())).translate(_ENTITIES)
+    """Text that is read as text and stays inside its table cell; what stands in backticks is code."""
+    parts = re.split(r"`([^`]+)`", " ".join(text.split()))  # every second one is code
+    return "".join(
+        _code(part) if index % 2 else _MARKUP.sub(r"\\\g<0>", part).translate(_ENTITIES)
+        for index, part in enumerate(parts)
+    )
 
 
 def _code(text: str) -> str:
