@@ -219,6 +219,7 @@ STUDY = Study(
         "Learning rates and margins were chosen for uniform negatives by validation MRR (bench/lemon_tuning.py, "
         "seeds 100 and 101 on UMLS, 100 on WN18RR); every sampler then uses them unchanged. On WN18RR the "
         "self-adversarial arm was not tuned: it takes the margin of UMLS and the learning rate of the others.",
+        "On DistMult, and so on WN18RR, only the samplers that claims compare are trained.",
         "All samplers draw 8 negatives a positive. Filtering masks known triples, so that pool samplers are left with "
         "fewer to score on dense graphs: fnr_train says how many.",
         "Cost an epoch (claim 2 of the paper) is a time and hence no part of cells; bench/lemon.py measures it.",
