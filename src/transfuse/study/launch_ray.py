@@ -91,6 +91,7 @@ class RayCluster:
         options: dict[str, Any] = {"log_to_driver": self.output, "logging_level": logging.ERROR}
         if not self.address:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of ours reports to nobody
+            os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of a change to come
             cpus = (self.jobs or 1) * job.threads
             options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
         try:

@@ -80,6 +80,8 @@ class Slurm:
                 submitted.cancel(check=False)
         if not failed:
             shutil.rmtree(self.logs, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self.logs.parent.rmdir()  # unless it holds more than this run's
 
     def _executor(self, job: Job) -> Any:
         submitit = _import_submitit()
@@ -106,7 +108,7 @@ class Slurm:
         for key, value in self.parameters.items():
             name = key.removeprefix("slurm_")
             if name not in general and name not in special:
-                raise UserError(f"submitit has no parameter {key!r}", fix=did_you_mean(name, {*general, *special}))
+                raise UserError(f"submitit has no parameter {key!r}", fix=did_you_mean(name, {*general, *special, "minutes"}))
             kind = general.get(name)
             if kind is not None and not isinstance(value, (int, float) if kind is float else kind):
                 raise UserError(f"Slurm parameter {key} = {value!r}", f"a value of type {kind.__name__}")
