@@ -108,7 +108,9 @@ class Slurm:
         for key, value in self.parameters.items():
             name = key.removeprefix("slurm_")
             if name not in general and name not in special:
-                raise UserError(f"submitit has no parameter {key!r}", fix=did_you_mean(name, {*general, *special, "minutes"}))
+                raise UserError(
+                    f"submitit has no parameter {key!r}", fix=did_you_mean(name, {*general, *special, "minutes"})
+                )
             kind = general.get(name)
             if kind is not None and not isinstance(value, (int, float) if kind is float else kind):
                 raise UserError(f"Slurm parameter {key} = {value!r}", f"a value of type {kind.__name__}")

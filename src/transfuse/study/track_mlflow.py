@@ -27,10 +27,10 @@ class MlflowTracker:
     def __init__(self) -> None:
         try:
             import mlflow
-            from mlflow.entities import Metric, Param, RunTag
+            from mlflow.entities import Metric, Param
         except ImportError:
             raise MissingExtraError("--track mlflow", "mlflow", "mlflow") from None
-        self._metric, self._param, self._tag = Metric, Param, RunTag
+        self._metric, self._param = Metric, Param
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "transfuse")
         try:
             self._client = mlflow.MlflowClient()
