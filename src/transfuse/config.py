@@ -82,19 +82,19 @@ def _check_inside(hint: Any, value: Any, name: str) -> None:
             _check_inside(arguments[0], inner, f"{name}[{index}]")
 
 
-def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+def parse_assignments(assignments: list[str], option: str = "--set") -> dict[str, Any]:
     """``["a.b=1", "c=x"]`` as nested dictionaries; values are TOML, or plain strings where that fails."""
     result: dict[str, Any] = {}
     for text in assignments:
         key, equals, value = text.partition("=")
         parts = key.strip().split(".")
         if not equals or not all(parts):
-            raise UserError(f"--set {text!r}", "KEY=VALUE", "for example --set epochs=3")
+            raise UserError(f"{option} {text!r}", "KEY=VALUE", f"for example {option} {'epochs=3' if option == '--set' else 'minutes=30'}")
         inner = result
         for part in parts[:-1]:
             inner = inner.setdefault(part, {})
             if not isinstance(inner, dict):
-                raise UserError(f"--set {text!r}", f"{part!r} to be a table, but it was given a value before")
+                raise UserError(f"{option} {text!r}", f"{part!r} to be a table, but it was given a value before")
         inner[parts[-1]] = _parse_value(value.strip())
     return result
 

@@ -147,6 +147,22 @@ def test_settings_come_from_file_and_command_line(transfuse: Callable, workplace
     assert json.loads(transfuse(*words).out)["studies"][0]["settings"] == {"samples": 4, "spread": 3.0}
 
 
+def test_slurm_from_a_settings_file_gives_the_same_bits(
+    undisturbed: tuple[Path, str], transfuse: Callable, workplace: Path
+) -> None:
+    """One file for the studies and for the engine; the job imports the plug-in that this process imports."""
+    pytest.importorskip("submitit")
+    (workplace / "mine.toml").write_text("[slurm]\ncluster = 'local'\nminutes = 5\n", encoding="utf-8")
+    words = ("run", "mean_shift", "--seeds", "2", "--config", "mine.toml")
+    done = transfuse(*words, "--engine", "slurm", "--jobs", "2", "--engine-set", "minutes=4")
+    assert done.status == 0, done.err
+    assert "2 of 2 cells to run" in done.out and "2 cells run" in done.out and done.err == ""
+    expected = numbers(undisturbed[0])
+    assert numbers(Path("results")) == {name: expected[name] for name in list(expected)[:2]}
+    assert sorted(path.name for path in Path("results").iterdir()) == ["mean_shift"]
+    assert transfuse(*words).status == 0  # the table of an engine that is not used does no harm
+
+
 def test_stale_and_unreadable_cells_are_seen_and_renewed(
     undisturbed: tuple[Path, str], transfuse: Callable, workplace: Path
 ) -> None:

@@ -36,6 +36,7 @@ STUDY = '''"""The guest's study."""
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,7 @@ class Settings:
     dies_at: int = -1  # the seed whose worker is killed
     deaths: str = ""  # a file that counts how often that happened; empty means always
     fails_at: int = -1  # the seed that raises
+    gate: str = ""  # a folder: a cell says there that it has begun, and waits for the file "open"
 
 
 STUDY = Study(
@@ -71,6 +73,10 @@ def run(settings, seed, streams, stage):
         if settings.deaths:
             Path(settings.deaths).touch()
         os.kill(os.getpid(), signal.SIGKILL)
+    if settings.gate:
+        (Path(settings.gate) / f"begun-{seed}").touch()
+        while not (Path(settings.gate) / "open").exists():
+            time.sleep(0.05)
     x = streams.noise.numpy().standard_normal(settings.items)
     scale = stage("scale", lambda: {"scale": np.ones(1)}, inputs={"seed": seed})["scale"]
     yield Measurement("a", "score", float(x.mean() + 2), per_sample=x + 2)

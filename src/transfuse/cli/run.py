@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from transfuse.cli.app import command, debugging
+from transfuse.cli.engines import ENGINES, engine_tables, make_launcher
 from transfuse.cli.failure import InterruptError
 from transfuse.cli.forecast import Forecast
 from transfuse.cli.plan_text import plan_text, plan_values, power_text, power_values
@@ -32,11 +34,12 @@ from transfuse.errors import UserError
 from transfuse.registry import Entry, Registry
 
 if TYPE_CHECKING:
+    from transfuse.cli.tracking import Tracking
     from transfuse.study.evidence import Evidence
+    from transfuse.study.launch import Job, Launcher
     from transfuse.study.plan import Plan, StudyPlan
     from transfuse.study.store import Store
 
-ENGINES = ("local",)
 DEVICES = ("cpu", "cuda", "auto")
 
 
@@ -56,13 +59,24 @@ def run(
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; ID.KEY=VALUE for one study.")
     ] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Cells at once [default: one a core].")] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Cells at once [default: one a core; all of a Ray cluster; 8 on Slurm]."),
+    ] = None,
     threads: Annotated[
         int, typer.Option(min=1, metavar="N", help="Threads a cell; numbers repeat bit for bit at the same count only.")
     ] = 1,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, or auto (a GPU if there is one).")] = "cpu",
     results: ResultsOption = None,
-    engine: Annotated[str, typer.Option(metavar="ENGINE", help="Where cells run: local.")] = "local",
+    engine: Annotated[str, typer.Option(metavar="ENGINE", help="Where cells run: local, ray or slurm.")] = "local",
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Of a Ray cluster, or auto; by default one is started here.")
+    ] = None,
+    engine_settings: Annotated[
+        list[str] | None,
+        typer.Option("--engine-set", metavar="KEY=VALUE", help="For Slurm: minutes, partition, account, mem_gb, ..."),
+    ] = None,
+    track: Annotated[str | None, typer.Option(metavar="TRACKER", help="Log each cell to mlflow as well.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and the seeds it needs; write nothing.")
     ] = False,
@@ -71,9 +85,12 @@ def run(
 ) -> None:
     """Run studies: check the papers' claims with paired seeds.
 
-    Finished cells are kept, one file each: the same command again goes on where it stopped. Exit status 1 if a
-    cell failed.
+    Finished cells are kept, one file each: the same command again goes on where it stopped. Numbers do not depend
+    on the engine. Tables [ray] and [slurm] of the --config file hold what --engine-set may also say. Exit status 1
+    if a cell failed.
     """
+    from transfuse.cli.tracking import Tracking
+    from transfuse.study.launch import Job
     from transfuse.study.plan import Plan, default_jobs, make_plan
     from transfuse.study.store import Store
 
@@ -82,9 +99,16 @@ def run(
     if not entries and not stale:
         raise UserError("nothing to run", "method ids, --family, --all, --showcase or --stale", "see transfuse list")
     _choice("--engine", engine, ENGINES)
-    wanted = _device(device)
+    wanted = _device(device, elsewhere=engine == "slurm" or address is not None)
     store = Store(results_folder(results))
-    overrides = merge(read_toml(config) if config else {}, parse_assignments(assignments or []))
+    settings = read_toml(config) if config else {}
+    tables = engine_tables(settings)
+    overrides = merge(settings, parse_assignments(assignments or []))
+    launcher = make_launcher(
+        engine, tables, engine_settings or [], address=address, jobs=jobs, default_jobs=default_jobs(threads),
+        results=store.folder, output=debugging(),
+    )  # fmt: skip
+    tracking = Tracking(track)
     if stale:
         if overrides or seeds:
             raise UserError(
@@ -98,12 +122,17 @@ def run(
         plan = make_plan(entries, store, scale=scale, seeds=parse_seeds(seeds), overrides=overrides, device=wanted)
     if force:
         plan = Plan(tuple(replace(study, pending=study.cells) for study in plan.studies))
-    jobs = jobs or default_jobs(threads)
+    job = Job(store.folder, threads, wanted)
+    width = launcher.width(job) if plan.pending else jobs or default_jobs(threads)
     if dry_run:
-        _show_plan(plan, jobs, store, json)
+        _show_plan(plan, width, store, json)
         return
     check_writable(store.folder)
-    failed = _execute(plan, store, registry, jobs, threads, wanted, json)
+    if json:
+        JsonLines.line({"event": "plan", **plan_values(plan, width, store.folder)})
+    else:
+        typer.echo(plan_text(plan, width, store.folder) + "\n")
+    failed = _execute(plan, registry, launcher, job, width, tracking, json)
     if failed:
         raise typer.Exit(1)
 
@@ -120,37 +149,36 @@ def _show_plan(plan: Plan, jobs: int, store: Store, json: bool) -> None:
     typer.echo("\nnothing was run; for 80 % power at Holm's strictest level, effects counted from the claim's margin")
 
 
-def _execute(plan: Plan, store: Store, registry: Registry, jobs: int, threads: int, device: str, json: bool) -> int:
+def _execute(
+    plan: Plan, registry: Registry, launcher: Launcher, job: Job, width: int, tracking: Tracking, json: bool
+) -> int:
     """Run the pending cells, judge each study as its last cell comes in, and return how many cells failed."""
-    from transfuse.study.launch import Job, LocalProcesses
+    from transfuse.study.store import Store
 
-    expected = {cell.name: study.seconds_per_cell for study in plan.studies for cell in study.pending}
-    forecast = Forecast(expected, jobs)
-    if json:
-        JsonLines.line({"event": "plan", **plan_values(plan, jobs, store.folder)})
-    else:
-        typer.echo(plan_text(plan, jobs, store.folder) + "\n")
+    store = Store(job.results)
+    forecast = Forecast({cell.name: study.seconds_per_cell for study in plan.studies for cell in study.pending}, width)
     failed = finished = 0
     open_studies = {id(study): {cell.name for cell in study.pending} for study in plan.studies}
     try:
-        with _reporter(forecast, json) as reporter:
+        with _reporter(forecast, json) as reporter, closing(launcher.launch(plan.pending, job)) as outcomes:
             for study in plan.studies:
                 if not study.pending:
-                    _judge(study, store, registry, reporter)
-            for outcome in LocalProcesses(jobs, output=debugging()).launch(
-                plan.pending, Job(store.folder, threads, device)
-            ):
-                seconds = store.read(outcome.path).cost["wall_s"] if outcome.path else None
+                    _judge(study, store, registry, reporter, tracking)
+            for outcome in outcomes if plan.pending else ():
+                cell = store.read(outcome.path) if outcome.path else None
+                seconds = cell.cost["wall_s"] if cell else None
                 forecast.finished(outcome.spec.name, seconds)
                 reporter.cell(outcome, seconds)
+                if cell:
+                    tracking.cell(cell)
                 if outcome.details and debugging():
                     typer.echo(outcome.details, err=True)
-                failed, finished = failed + (seconds is None), finished + (seconds is not None)
+                failed, finished = failed + (cell is None), finished + (cell is not None)
                 for study in plan.studies:
                     if outcome.spec.name in open_studies[id(study)]:
                         open_studies[id(study)].discard(outcome.spec.name)
                         if not open_studies[id(study)]:
-                            _judge(study, store, registry, reporter)
+                            _judge(study, store, registry, reporter, tracking)
     except KeyboardInterrupt:
         kept = f"{sum(map(store.has, plan.cells))} of {count(len(plan.cells), 'cell')} finished and kept"
         raise InterruptError(
@@ -177,14 +205,16 @@ def _reporter(forecast: Forecast, json: bool) -> Reporter:
     return Bar(forecast) if sys.stdout.isatty() and forecast.expected else Lines(forecast)
 
 
-def _judge(plan: StudyPlan, store: Store, registry: Registry, reporter: Reporter) -> None:
+def _judge(plan: StudyPlan, store: Store, registry: Registry, reporter: Reporter, tracking: Tracking) -> None:
     """Tell the verdicts of the group that the plan's cells belong to, if any of them is there."""
     from transfuse.cli.evidence_summary import summarise
     from transfuse.study.evidence import gather
 
     for evidence in gather(store, registry, [plan.study.id]):
         if evidence.cells[0].spec.key == plan.cells[0].key and evidence.scale == plan.scale:
-            reporter.verdicts(summarise(evidence))
+            summary = summarise(evidence)
+            reporter.verdicts(summary)
+            tracking.verdicts(summary)
 
 
 def _stale_plan(registry: Registry, entries: Sequence[Entry], store: Store, device: str) -> Plan:
@@ -222,10 +252,12 @@ def _choice(option: str, given: str, known: Sequence[str]) -> None:
         raise UserError(f"{option} {given!r}", f"one of {', '.join(known)}", did_you_mean(given, known))
 
 
-def _device(given: str) -> str:
-    """The device that was asked for, or a clear line that there is none."""
+def _device(given: str, elsewhere: bool = False) -> str:
+    """The device that was asked for, or a clear line that there is none; other machines are not asked."""
     _choice("--device", given, DEVICES)
-    if given == "cpu":
+    if elsewhere and given == "auto":
+        raise UserError("--device auto looks at this machine only", "--device cpu or cuda where cells run elsewhere")
+    if elsewhere or given == "cpu":
         return given
     import importlib.util
 
@@ -246,4 +278,6 @@ COMMAND = command(
     "transfuse run --family negatives --dry-run",
     "transfuse run lemon --set epochs=5 --seeds 0,3,7",
     "transfuse run --stale",
+    "transfuse run --all --engine ray --address auto",
+    "transfuse run --all --engine slurm --jobs 50 --engine-set partition=cpu --engine-set minutes=30",
 )

@@ -1,7 +1,8 @@
 """Launchers: the same list of pending cells goes to worker processes here, or elsewhere.
 
-A launcher is anything with ``launch(cells, job)`` that yields an `Outcome` for each cell as it ends. The
-worker writes the cell itself, so that only a name has to travel back.
+A launcher is anything with ``launch(cells, job)`` that yields an `Outcome` for each cell as it ends. Workers
+that share a disk with the caller write the cell themselves, so that only a name has to travel back; the others
+send it.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
+import sysconfig
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -23,7 +26,9 @@ from pathlib import Path
 from typing import Protocol
 
 from transfuse.errors import UserError
-from transfuse.study.store import CellSpec, Store
+from transfuse.study.store import Cell, CellSpec, Store
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -55,23 +60,86 @@ class Outcome:
 class Launcher(Protocol):
     """Runs cells somewhere."""
 
-    def launch(self, cells: Sequence[CellSpec], job: Job) -> Iterator[Outcome]:
+    def width(self, job: Job) -> int:
+        """How many cells run at once; asked before anything is written.
+
+        Raises:
+            UserError: no cell can be run there: a package is missing, no cluster answers, a parameter is unknown.
+        """
+        ...
+
+    def launch(self, cells: Sequence[CellSpec], job: Job) -> Generator[Outcome, None, None]:
         """Yield one outcome for each cell, in the order in which they end."""
         ...
 
 
 def work(spec: CellSpec, job: Job) -> Outcome:
-    """Run one cell and store it; what every launcher calls in its worker."""
+    """Run one cell and store it, in a worker that sees the results folder."""
+    result = attempt(spec, job)
+    return result if isinstance(result, Outcome) else keep(result, job)
+
+
+def attempt(spec: CellSpec, job: Job) -> Cell | Outcome:
+    """Run one cell, in a worker anywhere; an outcome where it failed. Nothing is written."""
     from transfuse.study.run import run_cell  # the worker pays for the imports, not the command line
 
     try:
         cell = run_cell(spec, threads=job.threads, device=job.device)
-        return Outcome(spec, Store(job.results).write(cell))
+        _check_code(spec)
+        return cell
     except UserError as error:
         return Outcome(spec, None, str(error))
     except Exception as error:
         line = f"{type(error).__name__}: {error}".splitlines()[0]
         return Outcome(spec, None, line, traceback.format_exc())
+
+
+def _check_code(spec: CellSpec) -> None:
+    """A cell is named after the code that was planned with: numbers of any other code must not get that name."""
+    from transfuse.registry import load_registry
+    from transfuse.study.fingerprint import fingerprint
+
+    if fingerprint(load_registry()[spec.study].study_module or "") != spec.code:
+        raise UserError(
+            f"the worker ran other code of {spec.study!r} than was planned with: it changed, or differs there",
+            fix="the same command runs it with the code of now; nodes need the same version",
+        )
+
+
+def keep(cell: Cell, job: Job) -> Outcome:
+    """Store a cell that was run."""
+    try:
+        return Outcome(cell.spec, Store(job.results).write(cell))
+    except UserError as error:
+        return Outcome(cell.spec, None, str(error))
+
+
+def worker_environment(threads: int) -> dict[str, str]:
+    """What the environment of a worker elsewhere must hold to do as a worker here would.
+
+    Thread counts must be there before arithmetic libraries are loaded. The folders of this process and the places
+    that it imports from (a checkout, a plug-in) go along; where they do not exist elsewhere they do no harm.
+    """
+    variables = dict.fromkeys(_THREAD_VARIABLES, str(threads))
+    for name in ("TRANSFUSE_DATA", "TRANSFUSE_CACHE"):
+        if folder := os.environ.get(name):
+            variables[name] = str(Path(folder).absolute())
+    if "HF_HUB_OFFLINE" in os.environ:
+        variables["HF_HUB_OFFLINE"] = os.environ["HF_HUB_OFFLINE"]
+    if paths := _own_paths():
+        variables["PYTHONPATH"] = os.pathsep.join(paths)
+    return variables
+
+
+def _own_paths() -> list[str]:
+    """The places on this process's import path that Python alone would not look at."""
+    standard = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")}
+    found = dict.fromkeys(Path(path).absolute() for path in sys.path)
+    return [
+        str(path)
+        for path in found
+        if path.is_dir() and not any(path == place or place in path.parents for place in standard)
+    ]
 
 
 @dataclass(frozen=True)
@@ -88,7 +156,10 @@ class LocalProcesses:
     retries: int = 2
     output: bool = False
 
-    def launch(self, cells: Sequence[CellSpec], job: Job) -> Iterator[Outcome]:
+    def width(self, job: Job) -> int:
+        return self.jobs
+
+    def launch(self, cells: Sequence[CellSpec], job: Job) -> Generator[Outcome, None, None]:
         waiting = list(cells)
         while waiting:
             finished: set[str] = set()
@@ -119,7 +190,7 @@ class LocalProcesses:
     def _pool_run(self, cells: Sequence[CellSpec], job: Job) -> Iterator[Outcome]:
         workers = max(1, min(self.jobs, len(cells)))
         others = set(multiprocessing.active_children())
-        with _thread_variables(job.threads):
+        with environment(dict.fromkeys(_THREAD_VARIABLES, str(job.threads))):
             context = multiprocessing.get_context("spawn")
             pool = ProcessPoolExecutor(workers, context, _start_worker, (os.getpid(), self.output))
             patience = 0.0
@@ -163,20 +234,15 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-class _thread_variables:  # noqa: N801 (a context manager, used like a function)
-    """Thread counts must be in the environment before a worker loads its arithmetic libraries."""
-
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-
-    def __enter__(self) -> None:
-        self.before = {name: os.environ.get(name) for name in self.names}
-        os.environ.update(dict.fromkeys(self.names, str(self.threads)))
-
-    def __exit__(self, *_: object) -> None:
-        for name, value in self.before.items():
+@contextlib.contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Put variables into the environment that child processes get, and take them out again."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
             else:

@@ -32,7 +32,7 @@ class Settings:
     sources: tuple[str, ...] = ("digits",)  # "office" needs the data folder
     clients: int = 60  # 20 examples each, so that a client holds one or two classes at alpha 0.1
     clients_a_round: int = 6  # a tenth, as in the paper's 10 of 100
-    rounds: int = 60  # half of what the sheet proposes, so that a verdict is there within two minutes
+    rounds: int = 60  # half of scale public, so that a verdict is there within two minutes
     last: int = 15  # accuracy is the mean over these last rounds
     curve_every: int = 5  # 24 points of a learning curve
     hidden: int = 64  # 64-64-10, four tensors for the group-wise variant
