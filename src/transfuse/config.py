@@ -89,7 +89,11 @@ def parse_assignments(assignments: list[str], option: str = "--set") -> dict[str
         key, equals, value = text.partition("=")
         parts = key.strip().split(".")
         if not equals or not all(parts):
-            raise UserError(f"{option} {text!r}", "KEY=VALUE", f"for example {option} {'epochs=3' if option == '--set' else 'minutes=30'}")
+            raise UserError(
+                f"{option} {text!r}",
+                "KEY=VALUE",
+                f"for example {option} {'epochs=3' if option == '--set' else 'minutes=30'}",
+            )
         inner = result
         for part in parts[:-1]:
             inner = inner.setdefault(part, {})
