@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from transfuse.registry import Registry
+from transfuse.registry import Entry, Registry
 from transfuse.study.claims import OUTCOMES
 from transfuse.study.evidence import Evidence
 from transfuse.study.report import provenance, tables
@@ -61,6 +61,30 @@ def _counts(method: str, evidence: Sequence[Evidence]) -> str:
             told = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
             parts.append(f"{group.scale}: {told}" + (" (stale)" if group.stale else ""))
     return "; ".join(parts) or "not run"
+
+
+def model_card_markdown(entry: Entry, evidence: Sequence[Evidence]) -> str:
+    """A section for the card of a model that was made with a method: what is known about the method, and how."""
+    card = entry.card
+    lines = [
+        f"## Evidence for the method `{card.id}`\n",
+        f"{_cell(card.summary)} Paper: {_cell(card.title)}, {_cell(card.authors)}, {card.year}, <{card.url}>\n",
+        "Verdicts are about the method in the study named here; they do not measure this model.\n",
+    ]
+    for group in evidence:
+        lines += [f"### Scale {_cell(tables.label(group))}\n"]
+        data = ", ".join(sorted(group.cells[0].spec.data)) or "comes with installed packages"
+        lines.append(f"{_cell(group.study.question)} Data: {_cell(data)}. Seeds: {seed_list(group.seeds)}.\n")
+        if group.stale:
+            lines.append(f"**Stale**: seeds {seed_list(group.stale)} were run by other code than today's.\n")
+        rows = tables.claim_rows(group)
+        lines += [_claims(rows, with_study=False), "", *(f"- {line}" for row in rows for line in _details(row))]
+        lines += [f"- note: {_cell(note)}" for note in group.study.notes]
+        lines.append(f"\n```sh\n{provenance.command(group)}\n```\n")
+    if card.differs:
+        lines.append("### Differences from the paper\n")
+        lines += [f"{number_}. {_cell(text)}" for number_, text in enumerate(card.differs, 1)]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def page_markdown(made: Contents) -> str:
