@@ -78,7 +78,7 @@ def model_card_markdown(entry: Entry, evidence: Sequence[Evidence]) -> str:
         if group.stale:
             lines.append(f"**Stale**: seeds {seed_list(group.stale)} were run by other code than today's.\n")
         rows = tables.claim_rows(group)
-        lines += [_claims(rows, with_study=False), "", *(f"- {line}" for row in rows for line in _details(row))]
+        lines += [_claims(rows, with_study=False), "", *(line for row in rows for line in _details(row))]
         lines += [f"- note: {_cell(note)}" for note in group.study.notes]
         lines.append(f"\n```sh\n{provenance.command(group)}\n```\n")
     if card.differs:
@@ -120,7 +120,7 @@ def _section(section: Section) -> Iterator[str]:
     arms = ", ".join(f"{arm} (control)" if arm in study.controls else arm for arm in study.arms)
     yield f"Arms: {_cell(arms)}. Seeds: {seed_list(group.seeds)}. Scale: {tables.SCALES.get(group.scale, '')}.\n"
     yield _claims(rows, with_study=False) + "\n"
-    yield from (f"- {line}" for row in rows for line in _details(row))
+    yield from (line for row in rows for line in _details(row))
     for table in tables.means_tables(group, section.arranged):
         yield f"\n**{_cell(table.metric)}**: {_cell(table.note)}\n"
         yield _table(("", *table.columns), ((name, *(words for words, _ in entries)) for name, entries in table.rows))
@@ -145,14 +145,14 @@ def _provenance(group: Evidence) -> Iterator[str]:
 
 
 def _details(row: ClaimRow) -> Iterator[str]:
-    """What stands behind one verdict, a line for each thing that there is to say."""
-    yield f"{_cell(row.text)}: {_cell(row.meaning)}" + (f"; {row.needed}" if row.needed else "")
+    """What stands behind one verdict, as a list item and those below it."""
+    yield f"- {_cell(row.text)}: {_cell(row.meaning)}" + (f"; {row.needed}" if row.needed else "")
     if row.paper:
-        yield f"  paper: {_cell(row.paper)}"
+        yield f"  - paper: {_cell(row.paper)}"
     if row.published:
-        yield f"  published: {_cell(row.published)} (at the paper's scale); ours: {_cell(row.ours)} (scale {row.scale})"
+        yield f"  - published: {_cell(row.published)} (at the paper's scale); ours: {_cell(row.ours)} (scale {row.scale})"
     if row.likely:
-        yield f"  likely reason: {_cell(row.likely)}"
+        yield f"  - likely reason: {_cell(row.likely)}"
 
 
 def _claims(rows: Sequence[ClaimRow], with_study: bool) -> str:
