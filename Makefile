@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 # Without compiled bytecode every command would compile torch and scipy anew.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help run test lint types contracts bench lock docs clean
+.PHONY: help run test lint types contracts bench lock docs site clean
 
 # The first interpreter that runs and is new enough; override with `make PYTHON=...`.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -35,8 +35,12 @@ contracts: $(READY) ## Which part may import which
 bench: $(READY) ## Ours against peers, as ratios in one run
 	@for script in bench/*.py; do echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
 
-docs: $(READY) ## Renew the tables in README.md from results/
+docs: $(READY) ## Renew the tables in README.md and the pages of the methods from cards and results/
 	$(BIN)/python docs/renew_tables.py
+	$(BIN)/python docs/generate_pages.py
+
+site: $(READY) ## Build the documentation into build/site; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lock: $(READY) ## Resolve requirements.lock anew from pyproject.toml (add UPGRADE=--upgrade for newer versions)
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --no-header \

@@ -1,4 +1,4 @@
-"""The README is true: its tables are those of the stored cells, and what it tells people to type works."""
+"""README and guides are true: their tables are those of the stored cells, and what they tell people to type works."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _FENCE = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -75,6 +75,20 @@ def _write_texts(folder: Path) -> None:
     (folder / "suspects.txt").write_text("\n".join(foreign), encoding="utf-8")
 
 
+def _write_classifier(folder: Path) -> None:
+    """A classifier and the encoder that it started from, tiny and untrained."""
+    from transformers import AutoModelForSequenceClassification
+
+    from transfuse.nets.encoder import tiny_encoder
+
+    encoder, tokenizer = tiny_encoder((folder / "train.csv").read_text(encoding="utf-8").replace(",", " ").splitlines())
+    encoder.save_pretrained(folder / "my-base")
+    classifier = AutoModelForSequenceClassification.from_pretrained(folder / "my-base", num_labels=2)
+    classifier.save_pretrained(folder / "my-classifier")
+    for name in ("my-base", "my-classifier"):
+        tokenizer.save_pretrained(folder / name)
+
+
 def _write_graph(folder: Path) -> None:
     """Forty things of four kinds and what they are good for."""
     kinds = ("bird", "tool", "fruit", "river")
@@ -102,6 +116,8 @@ def workplace(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 @pytest.mark.parametrize("block", _blocks("python"), ids=lambda block: f"{block[0]}:{block[1] or block[2][:30]}")
 def test_python_snippets_run(block: tuple[str, str, str], workplace: Path) -> None:
+    if "my-classifier" in block[2]:
+        _write_classifier(workplace)
     script = workplace / "snippet.py"
     script.write_text(block[2], encoding="utf-8")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)

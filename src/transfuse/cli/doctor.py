@@ -131,7 +131,7 @@ def _packages() -> Iterator[Check]:
     if not wanted:
         yield Check("packages", "missing", "transfuse runs from source and is not installed", "pip install -e .")
         return
-    for extra in sorted(wanted.keys() - {"dev"}):
+    for extra in sorted(wanted.keys() - {"dev", "docs"}):
         unmet = [requirement for requirement in wanted[extra] if not requirement.met]
         yield _extra(extra, wanted[extra], unmet)
 

@@ -103,15 +103,25 @@ def docstrings(source: str) -> Iterator[str]:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return
-    for node in ast.walk(tree):
+    pending: list[ast.AST] = [tree]
+    while pending:  # statements only: expressions hold no docstrings, and are most of a tree
+        node = pending.pop()
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             if text := ast.get_docstring(node):
                 yield text
-        elif isinstance(node, ast.Call) and _called(node).endswith(("add_docstr", "add_newdoc")):
-            for inner in node.args:  # the text may be wrapped, as in r"...".format(**notes)
-                for part in ast.walk(inner):
-                    if isinstance(part, ast.Constant) and isinstance(part.value, str) and "\n" in part.value:
-                        yield _dedented(part.value)
+        elif isinstance(node, ast.Expr | ast.Assign) and isinstance(node.value, ast.Call):
+            yield from _attached(node.value)
+        for name in ("body", "orelse", "handlers", "finalbody"):
+            pending += getattr(node, name, ())
+
+
+def _attached(call: ast.Call) -> Iterator[str]:
+    if not _called(call).endswith(("add_docstr", "add_newdoc")):
+        return
+    for inner in call.args:  # the text may be wrapped, as in r"...".format(**notes)
+        for part in ast.walk(inner):
+            if isinstance(part, ast.Constant) and isinstance(part.value, str) and "\n" in part.value:
+                yield _dedented(part.value)
 
 
 def docstring_sentences(docstring: str) -> list[str]:

@@ -66,6 +66,7 @@ CARD = Card(
         "new: correction for differential-privacy noise, a cap on the bound, refusal of broken replies",
     ),
     status="stable",
+    showcase=True,
 )
 
 _LOG = getLogger("flwr")

@@ -70,6 +70,7 @@ CARD = Card(
         "Mean pooling is the default, first-token pooling an explicit choice; the authors' code has it the other way.",
         "Ledoit-Wolf shrinkage can be chosen for small training sets.",
     ),
+    showcase=True,
 )
 
 Normalisation = Literal["z", "min_max", "none"]

@@ -29,8 +29,9 @@ def find_codes(known: Tensor, asked: Tensor) -> Tensor:
     """Which of the codes are among the sorted ones. Any shape -> the same, bool."""
     if len(known) == 0:
         return torch.zeros_like(asked, dtype=torch.bool)
-    at = torch.searchsorted(known, asked.contiguous()).clamp_(max=len(known) - 1)
-    return known[at] == asked
+    flat = asked.reshape(-1)
+    at = torch.searchsorted(known, flat).clamp_(max=len(known) - 1)
+    return (known.index_select(0, at) == flat).reshape(asked.shape)
 
 
 class TripleIndex:

@@ -86,6 +86,7 @@ CARD = Card(
         "Small clusters are topped up from the nearest cluster; entities without text get uniform negatives.",
         "Draws are with replacement, as in PyKEEN's own samplers.",
     ),
+    showcase=True,
 )
 
 

@@ -150,23 +150,26 @@ class NegativePool(nn.Module):
         index = (bits * choices).bitwise_right_shift_(RANDOM_BITS).add_(first)
         return self.ring.index_select(0, index)
 
-    def draw_weighted(self, keys: Tensor, exclude: Tensor, bits: Tensor) -> Tensor:
+    def draw_weighted(self, keys: Tensor, exclude: Tensor | None, bits: Tensor) -> Tensor:
         """As `draw`, with the chances of the weights: the excluded item's share of the unit line is jumped over.
 
-        Keys need at least one candidate besides the excluded one; see `reach`.
+        Keys need at least one candidate besides the excluded one; see `reach`. Without exclusion it is twice as fast.
         """
         assert self.cumulative is not None
-        position = self.position(keys, exclude)
-        inside, at = position >= 0, self.offsets[keys] + position.clamp(min=0)
-        low = torch.where(position <= 0, keys.double(), self.cumulative[(at - 1).clamp(min=0)])
-        share = torch.where(inside, self.cumulative[at] - low, 0.0)  # (n,)
-        point = keys + bits.double() / 2**RANDOM_BITS * (1 - share)
-        point = torch.where(inside & (point >= low), point + share, point)
+        point = keys + bits.double() / 2**RANDOM_BITS
         last = self.offsets[keys + 1] - 1
+        position = self.position(keys, exclude) if exclude is not None else None
+        if position is not None:
+            inside, at = position >= 0, self.offsets[keys] + position.clamp(min=0)
+            low = torch.where(position <= 0, keys.double(), self.cumulative[(at - 1).clamp(min=0)])
+            share = torch.where(inside, self.cumulative[at] - low, 0.0)  # (n,)
+            point = keys + (point - keys) * (1 - share)
+            point = torch.where(inside & (point >= low), point + share, point)
         index = torch.searchsorted(self.cumulative, point, right=True)
         index = torch.minimum(torch.maximum(index, self.offsets[keys]), last)
-        beside = torch.where(index < last, index + 1, index - 1)
-        index = torch.where(inside & (index == at), beside, index)  # a point that rounding put on the border
+        if position is not None:  # a point that rounding put on the border
+            beside = torch.where(index < last, index + 1, index - 1)
+            index = torch.where(inside & (index == at), beside, index)
         return self.members[index].long()
 
     def sample(self, keys: Tensor, exclude: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
