@@ -179,6 +179,19 @@ def test_a_project_without_entry_points_gets_them(transfuse: Callable, workplace
     assert project["entry-points"]["transfuse.studies"] == {"mine": "my_lab.mine_study"}
 
 
+def test_a_package_that_is_laid_out_otherwise_is_followed(transfuse: Callable, workplace: Path) -> None:
+    """Modules beside the project file, in a package that is not named after the project."""
+    folder = workplace / "easy-adapt"
+    (folder / "easyadapt").mkdir(parents=True)
+    (folder / "easyadapt" / "__init__.py").touch()
+    project = '[project]\nname = "easy-adapt"\n\n[project.entry-points."transfuse.methods"]\nea = "easyadapt.ea"\n'
+    (folder / "pyproject.toml").write_text(project, encoding="utf-8")
+    assert transfuse("new", "mine", "--family", "continual", "--package", "easy-adapt").status == 0
+    assert {path.name for path in (folder / "easyadapt").iterdir()} == {"__init__.py", "mine.py", "mine_study.py"}
+    points = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
+    assert points["transfuse.methods"] == {"mine": "easyadapt.mine", "ea": "easyadapt.ea"}
+
+
 def test_a_full_disk_leaves_nothing_behind(
     transfuse: Callable, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,14 +122,7 @@ def _in_package(method: str, folder: Path) -> Place:
     """A plug-in that is to be made, or one that is there and gets one more method."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--package {str(folder)!r} is a file", "a folder")
-    project = folder / "pyproject.toml"
-    name = str(_project(folder).get("name", "")) if project.exists() else folder.resolve().name
-    package = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-    if not package.isidentifier() or keyword.iskeyword(package):
-        given = f"{str(project)!r} names no project" if project.exists() else f"--package {str(folder)!r}"
-        raise UserError(given, "a name that can be imported: letters, digits, '-' and '_', a letter first")
-    source = folder / "src" / package
-    _check_free(package, source)
+    package, source = _package(folder)
     return Place(
         root=folder,
         method=source / f"{method}.py",
@@ -142,13 +135,32 @@ def _in_package(method: str, folder: Path) -> Place:
     )
 
 
+def _package(folder: Path) -> tuple[str, Path]:
+    """The name of the package in a folder, and where its modules are: as its entry points say, or as we would."""
+    project = folder / "pyproject.toml"
+    facts = _project(folder)
+    points = facts.get("entry-points", {})
+    methods = points.get(METHODS_GROUP, {}) if isinstance(points, dict) else {}
+    first = next(iter(methods.values()), "") if isinstance(methods, dict) else ""
+    name = str(facts.get("name", "")) if project.exists() else folder.resolve().name
+    package = str(first).rpartition(".")[0] or re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    if not all(part.isidentifier() and not keyword.iskeyword(part) for part in package.split(".")):
+        given = f"{str(project)!r} names no project" if project.exists() else f"--package {str(folder)!r}"
+        raise UserError(given, "a name that can be imported: letters, digits, '-' and '_', a letter first")
+    inside = Path(*package.split("."))
+    source = folder / inside if (folder / inside / "__init__.py").exists() else folder / "src" / inside
+    _check_free(package, source)
+    return package, source
+
+
 def _check_free(package: str, source: Path) -> None:
     """A package that shadows an installed one could never be imported; mere folders shadow nothing."""
-    spec = importlib.util.find_spec(package)
+    top = package.split(".")[0]
+    spec = importlib.util.find_spec(top)
     if spec is None or spec.origin is None:
         return
-    if Path(spec.origin).resolve().parent != source.resolve():
-        raise UserError(f"the name {package!r} is taken by an installed package", fix="choose another --package DIR")
+    if Path(spec.origin).resolve().parent not in (source.resolve(), *source.resolve().parents):
+        raise UserError(f"the name {top!r} is taken by an installed package", fix="choose another --package DIR")
 
 
 def _with_entry_points(project: Path, method: str, place: Place) -> str:
