@@ -82,18 +82,14 @@ def _check_inside(hint: Any, value: Any, name: str) -> None:
             _check_inside(arguments[0], inner, f"{name}[{index}]")
 
 
-def parse_assignments(assignments: list[str], option: str = "--set") -> dict[str, Any]:
+def parse_assignments(assignments: list[str], option: str = "--set", example: str = "epochs=3") -> dict[str, Any]:
     """``["a.b=1", "c=x"]`` as nested dictionaries; values are TOML, or plain strings where that fails."""
     result: dict[str, Any] = {}
     for text in assignments:
         key, equals, value = text.partition("=")
         parts = key.strip().split(".")
         if not equals or not all(parts):
-            raise UserError(
-                f"{option} {text!r}",
-                "KEY=VALUE",
-                f"for example {option} {'epochs=3' if option == '--set' else 'minutes=30'}",
-            )
+            raise UserError(f"{option} {text!r}", "KEY=VALUE", f"for example {option} {example}")
         inner = result
         for part in parts[:-1]:
             inner = inner.setdefault(part, {})

@@ -132,3 +132,12 @@ def test_it_is_the_same_on_other_pythons(change: Callable[..., str], plugin_fold
     )
     done = subprocess.run([python, "-S", "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == ours, done.stderr
+
+
+def test_no_module_is_imported_for_it(plugin_folder: Path) -> None:
+    """`transfuse status` asks for fingerprints of methods whose hosts take seconds to load, or are not there."""
+    package = plugin_folder / "lazy"
+    package.mkdir()
+    for name, text in {"__init__": "", "part": "raise RuntimeError", "whole": "from lazy.part import double"}.items():
+        (package / f"{name}.py").write_text(text)
+    assert closure("lazy.whole") == {"lazy.part", "lazy.whole"}

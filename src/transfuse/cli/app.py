@@ -25,6 +25,8 @@ COMMANDS = {
     "compare": "Compare two results folders, or two scales.",
     "audit": "Audit a model, an index, a federation or data of your own.",
     "apply": "Use a method on files of your own.",
+    "export": "Write measurements as CSV or Parquet, or verdicts as a section of a model card.",
+    "new": "Write the files of a new method, in this checkout or in a package of your own.",
     "data": "See, fetch and find the data sets of the public scale.",
     "doctor": "Check this installation.",
     "cite": "Print BibTeX entries.",

@@ -57,7 +57,7 @@ def make_launcher(
     Raises:
         UserError: a setting that the engine does not have, or of the wrong type.
     """
-    given = merge(tables.get(engine, {}), parse_assignments(list(assignments), "--engine-set"))
+    given = merge(tables.get(engine, {}), parse_assignments(list(assignments), "--engine-set", "minutes=30"))
     if address is not None:
         if engine != "ray":
             raise UserError(f"--address {address!r} with --engine {engine}", "--engine ray", "only Ray has an address")

@@ -70,6 +70,9 @@ def _package(module: str, level: int) -> str:
 
 @cache
 def _source(module: str) -> Path | None:
+    parent = module.rpartition(".")[0]
+    if parent and (_source(parent) or Path()).name not in ("__init__.py", ""):
+        return None  # a name inside a module; to ask for its spec would import the module
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):

@@ -5,7 +5,14 @@ cells give the same bytes.
 """
 
 from transfuse.study.report.audit_page import render_audit
-from transfuse.study.report.markdown import method_table_markdown, verdict_table_markdown
+from transfuse.study.report.markdown import method_table_markdown, model_card_markdown, verdict_table_markdown
 from transfuse.study.report.page import ReportFiles, write_report
 
-__all__ = ["ReportFiles", "method_table_markdown", "render_audit", "verdict_table_markdown", "write_report"]
+__all__ = [
+    "ReportFiles",
+    "method_table_markdown",
+    "model_card_markdown",
+    "render_audit",
+    "verdict_table_markdown",
+    "write_report",
+]

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from transfuse.registry import Registry
+from transfuse.registry import Entry, Registry
 from transfuse.study.claims import OUTCOMES
 from transfuse.study.evidence import Evidence
 from transfuse.study.report import provenance, tables
@@ -63,6 +63,30 @@ def _counts(method: str, evidence: Sequence[Evidence]) -> str:
     return "; ".join(parts) or "not run"
 
 
+def model_card_markdown(entry: Entry, evidence: Sequence[Evidence]) -> str:
+    """A section for the card of a model that was made with a method: what is known about the method, and how."""
+    card = entry.card
+    lines = [
+        f"## Evidence for the method `{card.id}`\n",
+        f"{_cell(card.summary)} Paper: {_cell(card.title)}, {_cell(card.authors)}, {card.year}, <{card.url}>\n",
+        "Verdicts are about the method in the study named here; they do not measure this model.\n",
+    ]
+    for group in evidence:
+        lines += [f"### Scale {_cell(tables.label(group))}\n"]
+        data = ", ".join(sorted(group.cells[0].spec.data)) or "comes with installed packages"
+        lines.append(f"{_cell(group.study.question)} Data: {_cell(data)}. Seeds: {seed_list(group.seeds)}.\n")
+        if group.stale:
+            lines.append(f"**Stale**: seeds {seed_list(group.stale)} were run by other code than today's.\n")
+        rows = tables.claim_rows(group)
+        lines += [_claims(rows, with_study=False), "", *(line for row in rows for line in _details(row))]
+        lines += [f"- note: {_cell(note)}" for note in group.study.notes]
+        lines.append(f"\n```sh\n{provenance.command(group)}\n```\n")
+    if card.differs:
+        lines.append("### Differences from the paper\n")
+        lines += [f"{number_}. {_cell(text)}" for number_, text in enumerate(card.differs, 1)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
 def page_markdown(made: Contents) -> str:
     """The whole report, without the drawings."""
     return "\n".join(_page(made)).rstrip() + "\n"
@@ -96,7 +120,7 @@ def _section(section: Section) -> Iterator[str]:
     arms = ", ".join(f"{arm} (control)" if arm in study.controls else arm for arm in study.arms)
     yield f"Arms: {_cell(arms)}. Seeds: {seed_list(group.seeds)}. Scale: {tables.SCALES.get(group.scale, '')}.\n"
     yield _claims(rows, with_study=False) + "\n"
-    yield from (f"- {line}" for row in rows for line in _details(row))
+    yield from (line for row in rows for line in _details(row))
     for table in tables.means_tables(group, section.arranged):
         yield f"\n**{_cell(table.metric)}**: {_cell(table.note)}\n"
         yield _table(("", *table.columns), ((name, *(words for words, _ in entries)) for name, entries in table.rows))
@@ -121,14 +145,14 @@ def _provenance(group: Evidence) -> Iterator[str]:
 
 
 def _details(row: ClaimRow) -> Iterator[str]:
-    """What stands behind one verdict, a line for each thing that there is to say."""
-    yield f"{_cell(row.text)}: {_cell(row.meaning)}" + (f"; {row.needed}" if row.needed else "")
+    """What stands behind one verdict, as a list item and those below it."""
+    yield f"- {_cell(row.text)}: {_cell(row.meaning)}" + (f"; {row.needed}" if row.needed else "")
     if row.paper:
-        yield f"  paper: {_cell(row.paper)}"
+        yield f"  - paper: {_cell(row.paper)}"
     if row.published:
-        yield f"  published: {_cell(row.published)} (at the paper's scale); ours: {_cell(row.ours)} (scale {row.scale})"
+        yield f"  - published: {_cell(row.published)} (at the paper's scale); ours: {_cell(row.ours)} (scale {row.scale})"
     if row.likely:
-        yield f"  likely reason: {_cell(row.likely)}"
+        yield f"  - likely reason: {_cell(row.likely)}"
 
 
 def _claims(rows: Sequence[ClaimRow], with_study: bool) -> str:
