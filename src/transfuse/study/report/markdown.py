@@ -150,7 +150,8 @@ def _details(row: ClaimRow) -> Iterator[str]:
     if row.paper:
         yield f"  - paper: {_cell(row.paper)}"
     if row.published:
-        yield f"  - published: {_cell(row.published)} (at the paper's scale); ours: {_cell(row.ours)} (scale {row.scale})"
+        ours = f"ours: {_cell(row.ours)} (scale {row.scale})"
+        yield f"  - published: {_cell(row.published)} (at the paper's scale); {ours}"
     if row.likely:
         yield f"  - likely reason: {_cell(row.likely)}"
 
