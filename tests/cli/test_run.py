@@ -30,7 +30,7 @@ def undisturbed(plugin_path: list[str], tmp_path_factory: pytest.TempPathFactory
         "-m",
         "transfuse",
         "run",
-        "--showcase",
+        "mean_shift",
         "--jobs",
         "2",
         "--results",

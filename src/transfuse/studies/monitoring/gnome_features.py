@@ -40,7 +40,7 @@ class Settings:
     epochs: int = 2  # small replication; ID validation accuracy hardly rises after it
     learning_rate: float = 2e-4  # best ID validation accuracy of 5e-5, 1e-4, 2e-4; no foreign text was looked at
     batch_size: int = 32  # 16 steps an epoch
-    max_length: int = 24  # tokens; most sentences are shorter, and a cell has to end within about a minute
+    max_length: int = 32  # tokens; most sentences are shorter
     passes: int = 5  # of MC dropout, as in the paper's code
     neighbours: int = 10  # of KNN, as in the paper's code
     corpus: int = 0  # docstring sentences read a subject; 0 = all

@@ -211,7 +211,7 @@ STUDY = Study(
             "encoder": "tiny", "train": 60, "validation": 30, "test": 30, "epochs": 1, "learning_rate": 1e-3,
             "batch_size": 8, "max_length": 16, "corpus": 60,
         },
-        "public": {"tasks": ("sst2", "trec", "clinc"), "validation": 150, "test": 120, "max_length": 32},
+        "public": {"tasks": ("sst2", "trec", "clinc"), "validation": 150, "test": 120},
         "full": {
             "tasks": ("sst2", "trec", "clinc"), "encoder": "FacebookAI/roberta-base", "train": 2400,
             "validation": 800, "test": 1000, "epochs": 5, "learning_rate": 2e-5, "batch_size": 16, "max_length": 128,
