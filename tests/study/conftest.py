@@ -49,6 +49,7 @@ from transfuse.study import Beats, Measurement, Metric, Study
 class Settings:
     items: int = 10  # enough for a mean
     dies_at: int = -1  # the seed whose worker is killed
+    dies_by: str = "SIGKILL"  # the signal
     deaths: str = ""  # a file that counts how often that happened; empty means always
     fails_at: int = -1  # the seed that raises
     gate: str = ""  # a folder: a cell says there that it has begun, and waits for the file "open"
@@ -72,7 +73,7 @@ def run(settings, seed, streams, stage):
     if seed == settings.dies_at and not (settings.deaths and Path(settings.deaths).exists()):
         if settings.deaths:
             Path(settings.deaths).touch()
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.Signals[settings.dies_by])
     if settings.gate:
         (Path(settings.gate) / f"begun-{seed}").touch()
         while not (Path(settings.gate) / "open").exists():

@@ -162,12 +162,14 @@ def test_slurm_array_gives_the_same_bytes(
     assert not (tmp_path / "logs").exists()  # nothing failed, so nobody will look there
 
 
+@pytest.mark.parametrize("death", ["SIGKILL", "SIGUSR2"])  # the second is what Slurm sends before it ends a job
 def test_slurm_job_that_dies_is_sent_again(
-    guest: Entry, expected: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    death: str, guest: Entry, expected: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     impatient(monkeypatch)
-    launcher = Slurm(tmp_path / "logs", jobs=2, cluster="local", poll_s=0.1)
-    found = outcomes(launcher, guest, Store(tmp_path / "results"), {"dies_at": 1, "deaths": str(tmp_path / "died")})
+    launcher = Slurm(tmp_path / "logs", jobs=2, minutes=5, cluster="local", poll_s=0.1)
+    settings = {"dies_at": 1, "dies_by": death, "deaths": str(tmp_path / "died")}
+    found = outcomes(launcher, guest, Store(tmp_path / "results"), settings)
     assert (tmp_path / "died").exists()
     assert [found[seed].error for seed in range(SEEDS)] == [""] * SEEDS
     values = [text for text, _ in measured(tmp_path / "results").values()]

@@ -65,11 +65,12 @@ class Slurm:
                 for submitted in [submitted for submitted in running if submitted.done()]:
                     spec = running.pop(submitted)
                     outcome = _outcome(submitted, spec)
-                    if outcome is None and deaths[spec.name] < self.retries:
+                    if isinstance(outcome, str) and deaths[spec.name] < self.retries:
                         deaths[spec.name] += 1
                         waiting.append(spec)
                         continue
-                    outcome = outcome or self._given_up(submitted, spec, deaths[spec.name] + 1)
+                    if isinstance(outcome, str):
+                        outcome = self._given_up(spec, outcome, deaths[spec.name] + 1)
                     failed += outcome.path is None
                     yield outcome
                 if running:
@@ -122,11 +123,10 @@ class Slurm:
             )
         return found
 
-    def _given_up(self, submitted: Any, spec: CellSpec, times: int) -> Outcome:
-        state = submitted.state
-        hint = f"; --engine-set minutes={2 * self.minutes} gives it more time" if state == "TIMEOUT" else ""
+    def _given_up(self, spec: CellSpec, state: str, times: int) -> Outcome:
+        limit = f"a cell has {self.minutes} min (--engine-set minutes={2 * self.minutes} gives it more)"
         return Outcome(
-            spec, None, f"its job ended {times} times without an answer ({state}){hint}; logs in {self.logs}"
+            spec, None, f"its job ended {times} times without an answer ({state}); {limit}; logs in {self.logs}"
         )
 
 
@@ -153,8 +153,8 @@ def _look(submitted: Any, looked: float) -> float:
     return time.monotonic()
 
 
-def _outcome(submitted: Any, spec: CellSpec) -> Outcome | None:
-    """What the job returned, or None if it died without an answer."""
+def _outcome(submitted: Any, spec: CellSpec) -> Outcome | str:
+    """What the job returned, or the state in which it ended without an answer."""
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
     try:
@@ -162,7 +162,9 @@ def _outcome(submitted: Any, spec: CellSpec) -> Outcome | None:
     except FailedJobError as error:  # before the other, which it is a kind of
         return Outcome(spec, None, f"its job could not run it: {_reason(str(error))}", str(error))
     except UncompletedJobError:
-        return None
+        return str(submitted.state)
+    if outcome.error.startswith("UncompletedJobError"):  # Slurm's warning before the end came as an exception
+        return "stopped at its time limit, or by Slurm"
     if outcome.path is not None and not _arrived(outcome.path):
         return Outcome(spec, None, f"{str(outcome.path)!r} was written but cannot be seen from here; share the folder")
     return outcome
