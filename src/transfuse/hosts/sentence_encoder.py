@@ -6,8 +6,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 
 from transfuse.errors import MissingExtraError, UserError
 from transfuse.hosts.feature_cache import cached, texts_digest
+from transfuse.nets.encoder import quiet_loading
 
 Encoder = Callable[[Sequence[str]], np.ndarray]
 
@@ -57,7 +57,7 @@ class SentenceEncoder:
             from sentence_transformers import SentenceTransformer
 
             try:
-                with _no_progress_bar():
+                with quiet_loading():
                     self._model = SentenceTransformer(self.folder, device=self.device, trust_remote_code=False)
             except (OSError, ValueError) as error:
                 reason = str(error).splitlines()[0]
@@ -65,20 +65,6 @@ class SentenceEncoder:
             if self.max_tokens is not None:
                 self._model.max_seq_length = self.max_tokens
         return self._model
-
-
-@contextlib.contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """transformers draws a bar even for a model that loads in a moment."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def packaged_encoder(max_tokens: int | None = None, batch_size: int = 64) -> SentenceEncoder:

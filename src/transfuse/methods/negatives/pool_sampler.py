@@ -175,36 +175,49 @@ class PoolNegativeSampler(NegativeSampler):
         """Negatives of a batch. Shape (*batch, 3) -> (*batch, num_negs_per_pos, 3)."""
         shape, k = positive_batch.shape[:-1], self.num_negs_per_pos
         positives = positive_batch.reshape(-1, 3)
-        negatives = positives.repeat_interleave(k, dim=0)  # (n, 3), a copy
-        share = hard_share(self.mix, self.schedule, self.epoch, self.ramp_epochs)
-        if self.corruption == "uniform":  # heads and tails in turn, starting with either: even counts, chance 1/2 each
-            first = int(torch.randint(2, ()))
-            sides: tuple[Any, Any] = slice(first, None, 2), slice(1 - first, None, 2)
-        else:
-            heads = torch.rand(len(negatives)) < self.corrupt_head[negatives[:, RELATION]]
-            sides = heads.nonzero().squeeze(1), (~heads).nonzero().squeeze(1)
-        for column, rows in zip((HEAD, TAIL), sides, strict=True):
-            replaced, relation = negatives[rows, column], negatives[rows, RELATION]
-            negatives[rows, column] = self._replacements(replaced, relation, column, share)
+        columns = positives.t().repeat_interleave(k, dim=1)  # (3, n), faster than to copy rows of three
+        epoch = self.epoch if self.schedule == "linear" else 0.0  # reading the shared clock costs a little
+        share = hard_share(self.mix, self.schedule, epoch, self.ramp_epochs)
+        heads, tails = self._sides(columns[RELATION])
+        replaced = torch.cat([columns[HEAD, heads], columns[TAIL, tails]])  # (n,), heads before tails
+        keys = None if self.key == "entity" else self._keys(columns[RELATION], heads, tails)
+        drawn = self._replacements(replaced, keys, share)
+        count = len(drawn) - len(columns[TAIL, tails])
+        columns[HEAD, heads], columns[TAIL, tails] = drawn[:count], drawn[count:]
         if self.schedule == "linear":
             self.seen += len(positives)
-        return negatives.reshape(*shape, k, 3)
+        return torch.stack(columns.unbind(), dim=1).reshape(*shape, k, 3)
 
-    def _replacements(self, replaced: Tensor, relation: Tensor, column: int, share: float) -> Tensor:
+    def _sides(self, relations: Tensor) -> tuple[Any, Any]:
+        """Which negatives lose their head, and which their tail; slices where the two take turns."""
+        if self.corruption == "uniform":  # even counts, starting with either: chance 1/2 each
+            first = int(torch.randint(2, ()))
+            return slice(first, None, 2), slice(1 - first, None, 2)
+        heads = torch.rand(len(relations)) < self.corrupt_head[relations]
+        return heads.nonzero().squeeze(1), (~heads).nonzero().squeeze(1)
+
+    def _keys(self, relations: Tensor, heads: Any, tails: Any) -> Tensor:
+        """The pool of each negative by its relation, or by its relation and side. Shape (n,)."""
+        of_heads, of_tails = relations[heads], relations[tails]
+        if self.key == "side":
+            of_heads, of_tails = 2 * of_heads, 2 * of_tails + 1
+        return torch.cat([of_heads, of_tails])
+
+    def _replacements(self, replaced: Tensor, keys: Tensor | None, share: float) -> Tensor:
         """Draw for each replaced entity: from its pool in a share of the cases, else from all. Shape (n,)."""
         random = torch.empty(len(replaced), dtype=torch.long).random_()  # 63 bits: high ones choose pool or all,
         from_all = random >= min(int(share * 2.0**63), 2**63 - 1)
         bits = random.bitwise_and_(2**RANDOM_BITS - 1)  # low ones choose within
-        if self.key == "entity":
+        if keys is None:
             row = torch.add(replaced, from_all, alpha=self.num_entities)
-            reach = self.reach.index_select(0, row)
-            first, choices = reach >> RANDOM_BITS, reach.bitwise_and_(2**RANDOM_BITS - 1)
-            keys = replaced if self.pool.cumulative is None else self.pool_of[replaced]
+            choices = self.reach.index_select(0, row)
+            first = choices >> RANDOM_BITS
+            choices.bitwise_and_(2**RANDOM_BITS - 1)
         else:
-            keys = relation if self.key == "relation" else 2 * relation + column // TAIL
             first, choices = self.pool.reach(torch.where(from_all, -1, keys), replaced)
         drawn = self.pool.draw(first, choices, bits)
         if self.pool.cumulative is not None:
+            keys = self.pool_of[replaced] if keys is None else keys
             own = (first >= 2 * self.num_entities).nonzero().squeeze(1)  # the others draw from all entities
             left_out = replaced[own] if self.in_own_pool else None
             drawn[own] = self.pool.draw_weighted(keys[own], left_out, bits[own])

@@ -237,11 +237,10 @@ def run(settings: Settings, seed: int, streams: Streams, stage: Stages) -> Itera
     quiet_pykeen()
     for name in settings.graphs:
         graph, own = load_graph(name), _settings_on(name, settings)
-        with settled_garbage():
-            for model in own.models:
-                yield from _run_model(graph, own, model, streams, stage, filtered=True)
-                if model in own.unfiltered_models:
-                    yield from _run_model(graph, own, model, streams, stage, filtered=False)
+        for model in own.models:
+            yield from _run_model(graph, own, model, streams, stage, filtered=True)
+            if model in own.unfiltered_models:
+                yield from _run_model(graph, own, model, streams, stage, filtered=False)
 
 
 def _settings_on(graph: str, settings: Settings) -> Settings:
@@ -323,18 +322,19 @@ def _run_model(
     mrr: dict[str, float] = {}
     target = 0.0
     arms = CORE if model in settings.core_models else SAMPLERS if filtered else UNFILTERED
-    for arm in [*arms, "nssa_uniform"]:  # uniform first: it sets the target
-        training = _training(settings, model, tuned, adversarial=arm == "nssa_uniform")
-        sampler = samplers["uniform" if arm == "nssa_uniform" else arm]
-        trained, curve = train_model(graph, sampler, training, streams, settings.valid_triples)
-        if arm == "uniform":
-            target = 0.95 * curve[-1][1]
-            profiles = _profiles(graph, samplers, streams, tuned.margin, judge=trained)
-        ranking = rank_triples(trained, test, known)
-        mrr[arm] = ranking.mrr
-        yield from _ranked(arm, ranking, where)
-        yield Measurement(arm, "epochs_to_95", epochs_to(curve, target), where)
-        yield from (Measurement(arm, "valid_mrr", value, where, step=epoch) for epoch, value in curve)
+    with settled_garbage():  # samplers, and with them the text encoder, have been made by now
+        for arm in [*arms, "nssa_uniform"]:  # uniform first: it sets the target
+            training = _training(settings, model, tuned, adversarial=arm == "nssa_uniform")
+            sampler = samplers["uniform" if arm == "nssa_uniform" else arm]
+            trained, curve = train_model(graph, sampler, training, streams, settings.valid_triples)
+            if arm == "uniform":
+                target = 0.95 * curve[-1][1]
+                profiles = _profiles(graph, samplers, streams, tuned.margin, judge=trained)
+            ranking = rank_triples(trained, test, known)
+            mrr[arm] = ranking.mrr
+            yield from _ranked(arm, ranking, where)
+            yield Measurement(arm, "epochs_to_95", epochs_to(curve, target), where)
+            yield from (Measurement(arm, "valid_mrr", value, where, step=epoch) for epoch, value in curve)
     if filtered:
         yield from _drawn(graph.name, model, profiles)
     shares = {name: p.fnr_held if filtered else p.fnr_train for name, p in profiles.items() if name in mrr}
