@@ -69,6 +69,13 @@ class ClientSampler(ABC):
     def observe(self, distances: Mapping[int, float]) -> None:  # noqa: B027 (most samplers do not learn)
         """Told after a round: node id -> distance of its update from the mean update."""
 
+    def state(self) -> dict[str, Any]:
+        """What the sampler has learnt, as JSON knows it; most learn nothing."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:  # noqa: B027 (most samplers do not learn)
+        """Continue from `state`."""
+
     def _random(self, server_round: int) -> random.Random:
         return random.Random(f"{self.seed}-{server_round}")
 
@@ -133,6 +140,12 @@ class AdaFLSampler(ClientSampler):
             chosen.append(node)
         return Draw(tuple(chosen), dict.fromkeys(chosen, 1.0))
 
+    def state(self) -> dict[str, Any]:
+        return {"nodes": list(self.probabilities), "probabilities": list(self.probabilities.values())}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.probabilities = dict(zip(state["nodes"], state["probabilities"], strict=True))
+
     def observe(self, distances: Mapping[int, float]) -> None:
         total = sum(distances.values())
         if not total > 0:
@@ -162,6 +175,14 @@ class SampledStrategy:
         self._order: list[int] | None = None
         self._draw: Draw | None = None
         self._sent: tuple[FlatLayout, np.ndarray] | None = None
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold: that of the sampler."""
+        return self.sampler.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`."""
+        self.sampler.restore(state)
 
     @property
     def last_draw(self) -> Draw | None:

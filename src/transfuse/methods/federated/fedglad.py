@@ -20,10 +20,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from logging import WARNING, getLogger
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -35,6 +35,7 @@ from transfuse.card import Card
 from transfuse.errors import UserError
 from transfuse.hosts.flower.update_moments import UpdateMoments
 from transfuse.methods.federated import round_history
+from transfuse.methods.federated.server_step import ServerStepAdapter, StepAdapter
 
 CARD = Card(
     id="fedglad",
@@ -166,69 +167,6 @@ def indicator(mean_square: Any, square_of_mean: Any, p: np.ndarray, noise: Any =
     return np.sqrt(np.maximum(ratio, 1.0))  # Jensen: below 1 only by rounding or by an over-corrected noise
 
 
-class StepAdapter(Protocol):
-    """What turns a round's indicators into factors on the server step."""
-
-    def update(self, indicators: np.ndarray, round_index: int) -> np.ndarray: ...
-
-
-class ServerStepAdapter:
-    """Smoothed baseline and opening bound: factors on the server step, one a group.
-
-    In round t: ratio r = GSI_t / B_{t-1} (1 in the first round); then B_t = beta B_{t-1} + (1 - beta) GSI_t; the factor
-    is r, clipped to (1 - gamma t, 1 + gamma t). Knows nothing of Flower, so any training loop can use it.
-
-    Args:
-        beta: weight of the past in the baseline.
-        gamma: growth of the bound a round; infinity means no bound.
-        gamma_max: largest half-width of the bound; None means none.
-        groups: how many indicators come each round.
-
-    Attributes:
-        baseline: B after the latest round, (groups,); None before the first.
-        ratio: r of the latest round before clipping, (groups,).
-    """
-
-    def __init__(self, beta: float = 0.9, gamma: float = 0.02, gamma_max: float | None = None, groups: int = 1) -> None:
-        self.beta, self.gamma, self.gamma_max, self.groups = beta, gamma, gamma_max, groups
-        self.baseline: np.ndarray | None = None
-        self.ratio = np.ones(groups)
-        self.rounds = 0
-
-    def update(self, indicators: np.ndarray | float, round_index: int | None = None) -> np.ndarray:
-        """Factors of this round, (groups,).
-
-        Args:
-            indicators: GSI of each group, (groups,).
-            round_index: t, from 0; None counts the calls.
-        """
-        values = np.atleast_1d(np.asarray(indicators, dtype=np.float64))
-        if values.shape != (self.groups,) or not np.isfinite(values).all():
-            raise UserError(f"indicators of shape {values.shape}", f"{self.groups} finite numbers")
-        t = self.rounds if round_index is None else round_index
-        self.rounds = t + 1
-        if self.baseline is None:
-            self.ratio, self.baseline = np.ones(self.groups), values.copy()
-        else:
-            self.ratio = values / self.baseline
-            self.baseline = self.beta * self.baseline + (1.0 - self.beta) * values
-        width = self.gamma * t if t > 0 else 0.0  # infinity times zero would be NaN
-        width = width if self.gamma_max is None else min(width, self.gamma_max)
-        return np.clip(self.ratio, 1.0 - width, 1.0 + width)
-
-    def state(self) -> dict[str, np.ndarray]:
-        """What a checkpoint must hold."""
-        baseline = np.empty(0) if self.baseline is None else self.baseline.copy()
-        return {"baseline": baseline, "rounds": np.array(self.rounds)}
-
-    def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Continue from `state`."""
-        baseline = np.asarray(state["baseline"], dtype=np.float64)
-        if baseline.size not in (0, self.groups):
-            raise UserError(f"a state of {baseline.size} groups", f"{self.groups} groups")
-        self.baseline, self.rounds = (baseline.copy() if baseline.size else None), int(state["rounds"])
-
-
 class GLADMixin:
     """Adapts the step of any strategy built on Flower's FedAvg: ``class X(GLADMixin, FedAdam)``.
 
@@ -288,6 +226,22 @@ class GLADMixin:
         metrics = MetricRecord() if metrics is None else metrics
         metrics.update({**tensors, "gsi_refused": refused})
         return arrays, metrics
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold (see `hosts.flower.checkpoint`): the baseline, and the rounds for the audit."""
+        steps = self.adapter.state() if isinstance(self.adapter, ServerStepAdapter) else {}
+        return {**steps, "history": [asdict(entry) for entry in self.history]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`."""
+        self.history = [
+            round_history.Round(**{**entry, "clients": tuple(entry["clients"])}) for entry in state["history"]
+        ]
+        if "baseline" in state and self.adapter is None:
+            groups = len(state["baseline"])
+            self.adapter = ServerStepAdapter(self.glad.beta, self.glad.gamma, self.glad.gamma_max, groups)
+        if isinstance(self.adapter, ServerStepAdapter):
+            self.adapter.restore(state)
 
     def sent_arrays(self) -> dict[str, np.ndarray]:
         """Copies of the adapted tensors as the clients of the latest round received them."""
