@@ -160,6 +160,33 @@ def test_rounds_survive_failures() -> None:
     assert np.isfinite(result.arrays["w"].numpy()).all()
 
 
+def test_failures_depend_on_round_and_node_only() -> None:
+    """So two strategies meet the same failures, whatever they sent before."""
+
+    def survivors(warm_up: int) -> list[list[int]]:
+        grid = LocalGrid(adding_app(), 12, error_rate=0.2, drop_rate=0.2, seed=3)
+        strategy = FedAvg(**QUIET)
+        arrays, kept = record(w=np.zeros(2)), []
+        for server_round in (*range(100, 100 + warm_up), 1, 2, 3):
+            with quiet_flower():
+                messages = list(strategy.configure_train(server_round, arrays, ConfigRecord(), grid))
+            replies = grid.send_and_receive(messages)
+            kept.append(sorted(reply.metadata.src_node_id for reply in replies if reply.has_content()))
+        return kept[-3:]
+
+    assert survivors(0) == survivors(2)
+    assert len({tuple(nodes) for nodes in survivors(0)}) > 1
+
+
+def test_slow_nodes_work_but_their_answers_are_lost() -> None:
+    grid = LocalGrid(adding_app(), 3, delays={2: 60.0})
+    with quiet_flower():
+        result = FedAvg(**QUIET).start(grid, record(w=np.zeros(1)), num_rounds=2, timeout=30.0)
+    assert [context.state["memory"]["rounds"] for context in grid.contexts.values()] == [2, 2, 2]
+    np.testing.assert_allclose(result.arrays["w"].numpy(), 2 * (1 * 1 + 2 * 2) / 3)
+    assert [*LocalGrid(adding_app(), 3, delays={2: 60.0}).get_node_ids()] == [1, 2, 3]
+
+
 @pytest.mark.parametrize("arguments", [{"nodes": 0}, {"nodes": 2, "error_rate": 0.8, "drop_rate": 0.4}])
 def test_bad_grids_are_refused(arguments: dict) -> None:
     with pytest.raises(UserError):

@@ -52,7 +52,10 @@ class LocalGrid(Grid):
         roundtrip: also serialise and parse every message, as a deployment would; slower.
         error_rate: share of train and evaluate messages answered by an error, drawn from `seed`.
         drop_rate: share of such messages that are never answered, drawn from `seed`.
-        seed: of the two rates.
+        delays: seconds that a node needs for an answer, by partition id. They pass in thought only: an answer that
+            takes longer than the `timeout` of the round is lost, though the node did the work, and nobody waits.
+        seed: of the two rates. Whether a node fails in a round depends on the seed, the round and the node, so that
+            two strategies meet the same failures, and so does a federation that was resumed.
         on_error: "reply" turns a client's exception into an error reply, as a deployment does; "raise" lets it
             through, which is what one wants while writing a client.
         before_round: called with the messages and their contexts before the first client runs, for clients that
@@ -72,6 +75,7 @@ class LocalGrid(Grid):
         roundtrip: bool = False,
         error_rate: float = 0.0,
         drop_rate: float = 0.0,
+        delays: Mapping[int, float] | None = None,
         seed: int = 0,
         on_error: Literal["reply", "raise"] = "reply",
         before_round: Callable[[list[tuple[Message, Context]]], None] | None = None,
@@ -85,7 +89,7 @@ class LocalGrid(Grid):
         self._client_app = client_app
         self._roundtrip = roundtrip
         self._rates = (error_rate, drop_rate)
-        self._failures = random.Random(f"failures-{seed}")
+        self._delays, self._seed = dict(delays or {}), seed
         self._on_error = on_error
         self._before_round = before_round
         self._run: Any = None
@@ -134,8 +138,15 @@ class LocalGrid(Grid):
         return [self._replies.pop(key) for key in message_ids if key in self._replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """All replies, in the order of the messages. Nothing runs beside this call, so `timeout` has no effect."""
-        return self.pull_messages(self.push_messages(messages))
+        """The replies that come within `timeout`, in the order of the messages."""
+        replies = self.pull_messages(self.push_messages(messages))
+        if timeout is None or not self._delays:
+            return replies
+        return [reply for reply in replies if self._delay(reply.metadata.src_node_id) <= timeout]
+
+    def _delay(self, node: int) -> float:
+        partition = self.partitions.get(node)
+        return 0.0 if partition is None else self._delays.get(partition, 0.0)
 
     def _deliver(self, message: Message) -> tuple[tuple[Message, Context], str]:
         node = message.metadata.dst_node_id
@@ -144,10 +155,19 @@ class LocalGrid(Grid):
         self.messages_sent += 1
         copy = self._carry(message)
         copy.metadata.__dict__["_message_id"] = f"local-{self.messages_sent}"
+        return (copy, self.contexts[node]), self._fate(message)
+
+    def _fate(self, message: Message) -> str:
         error_rate, drop_rate = self._rates
-        draw = self._failures.random() if message.metadata.message_type.split(".")[0] != "query" else 1.0
-        fate = "error" if draw < error_rate else "drop" if draw < error_rate + drop_rate else ""
-        return (copy, self.contexts[node]), fate
+        kind = message.metadata.message_type
+        if error_rate + drop_rate == 0.0 or kind.split(".")[0] == "query":
+            return ""
+        rounds = [
+            config["server-round"] for config in message.content.config_records.values() if "server-round" in config
+        ]
+        when = rounds[0] if rounds else f"message {self.messages_sent}"
+        draw = random.Random(f"failures-{self._seed}-{kind}-{when}-{message.metadata.dst_node_id}").random()
+        return "error" if draw < error_rate else "drop" if draw < error_rate + drop_rate else ""
 
     def _answer(self, message: Message, context: Context, fate: str) -> Message | None:
         if fate == "drop":
