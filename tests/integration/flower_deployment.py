@@ -1,0 +1,123 @@
+"""A real Flower deployment for tests: SuperLink, SuperNodes and `flwr run` as processes on the loopback interface."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+
+
+class Deployment:
+    """SuperLink and SuperNodes in a Flower home of their own; all processes end with the block.
+
+    Args:
+        folder: for logs, the Flower home and a copy of the app.
+        app: folder of the Flower app.
+        nodes: how many SuperNodes.
+    """
+
+    def __init__(self, folder: Path, app: Path, nodes: int) -> None:
+        self.folder, self.app = folder, app
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.home = folder / "home"
+        self.home.mkdir()
+        self.link, *runtimes = free_ports(nodes + 1)
+        address = f'default = "loop"\n\n[superlink.loop]\naddress = "127.0.0.1:{self.link}"\ninsecure = true\n'
+        (self.home / "config.toml").write_text(f"[superlink]\n{address}")
+        self.runtimes = runtimes
+        path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+        self.environment = {
+            **os.environ,
+            "FLWR_HOME": str(self.home),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": path,
+            "PATH": os.pathsep.join([str(BIN), os.environ.get("PATH", "")]),
+        }
+
+    def __enter__(self) -> Deployment:
+        self.start("flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(self.link),
+                   "--disable-runtime-dependency-installation")  # fmt: skip
+        self.wait_for_port(self.link, 60.0)
+        for index, port in enumerate(self.runtimes):
+            node = f"partition-id={index} num-partitions={len(self.runtimes)}"
+            self.start("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{self.link}",
+                       "--port", str(port), "--node-config", node)  # fmt: skip
+        return self
+
+    def start(self, program: str, *arguments: str) -> None:
+        log = (self.folder / f"{program}-{len(self.processes)}.log").open("w")
+        command = [str(BIN / program), *arguments]
+        process = subprocess.Popen(
+            command, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        log.close()
+        self.processes.append(process)
+
+    def flwr_run(self, run_config: str, seconds: float) -> int:
+        """`flwr run` on a copy of the app, waited for; its output goes to a log."""
+        copy = self.folder / "app"
+        shutil.copytree(self.app, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        command = [str(BIN / "flwr"), "run", str(copy), "loop", "--stream", "--run-config", run_config]
+        with (self.folder / "flwr-run.log").open("w") as log:
+            process = subprocess.Popen(
+                command, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            self.processes.append(process)
+            try:
+                return process.wait(timeout=max(seconds, 1.0))
+            except subprocess.TimeoutExpired:
+                return -1
+
+    def wait_for(self, path: Path, seconds: float) -> bool:
+        end = time.monotonic() + max(seconds, 1.0)
+        while not path.exists() and time.monotonic() < end:
+            time.sleep(0.2)
+        return path.exists()
+
+    def wait_for_port(self, port: int, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return
+            time.sleep(0.2)
+        raise AssertionError(f"the SuperLink did not open its port:\n{self.logs()}")
+
+    def logs(self) -> str:
+        """The end of every log, without colours."""
+        parts = [f"== {path.name}\n{path.read_text()[-3000:]}" for path in sorted(self.folder.glob("*.log"))]
+        return re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(parts))
+
+    def __exit__(self, *_: object) -> None:
+        for signal_ in (signal.SIGTERM, signal.SIGKILL):
+            for process in reversed(self.processes):
+                try:
+                    os.killpg(process.pid, signal_)  # each leads a group of its own, with its children
+                except ProcessLookupError:
+                    continue
+            end = time.monotonic() + 5.0
+            while any(process.poll() is None for process in self.processes) and time.monotonic() < end:
+                time.sleep(0.1)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on just now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
