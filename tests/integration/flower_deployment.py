@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
 import shutil
@@ -10,7 +11,13 @@ import socket
 import subprocess
 import sys
 import time
+from ipaddress import ip_address
 from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -23,15 +30,17 @@ class Deployment:
         folder: for logs, the Flower home and a copy of the app.
         app: folder of the Flower app.
         nodes: how many SuperNodes.
+        secure: with TLS, and only SuperNodes whose key was registered may take part.
     """
 
-    def __init__(self, folder: Path, app: Path, nodes: int) -> None:
+    def __init__(self, folder: Path, app: Path, nodes: int, secure: bool = False) -> None:
         self.folder, self.app = folder, app
         self.processes: list[subprocess.Popen[bytes]] = []
-        self.home = folder / "home"
+        self.home, self.keys = folder / "home", make_keys(folder / "keys", nodes) if secure else None
         self.home.mkdir()
         self.link, *runtimes = free_ports(nodes + 1)
-        address = f'default = "loop"\n\n[superlink.loop]\naddress = "127.0.0.1:{self.link}"\ninsecure = true\n'
+        trust = f'root-certificates = "{self.keys / "ca.pem"}"' if self.keys else "insecure = true"
+        address = f'default = "loop"\n\n[superlink.loop]\naddress = "127.0.0.1:{self.link}"\n{trust}\n'
         (self.home / "config.toml").write_text(f"[superlink]\n{address}")
         self.runtimes = runtimes
         path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
@@ -46,14 +55,27 @@ class Deployment:
         }
 
     def __enter__(self) -> Deployment:
-        self.start("flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(self.link),
+        server, keys = ["--insecure"], self.keys
+        if keys:
+            server = ["--ssl-ca-certfile", f"{keys}/ca.pem", "--ssl-certfile", f"{keys}/server.pem",
+                      "--ssl-keyfile", f"{keys}/server.key", "--enable-supernode-auth"]  # fmt: skip
+        self.start("flower-superlink", *server, "--host", "127.0.0.1", "--port", str(self.link),
                    "--disable-runtime-dependency-installation")  # fmt: skip
         self.wait_for_port(self.link, 60.0)
         for index, port in enumerate(self.runtimes):
+            trust = ["--insecure"]
+            if keys:
+                self.flwr("supernode", "register", f"{keys}/node{index}.pub", "loop")
+                trust = ["--root-certificates", f"{keys}/ca.pem",
+                         "--auth-supernode-private-key", f"{keys}/node{index}"]  # fmt: skip
             node = f"partition-id={index} num-partitions={len(self.runtimes)}"
-            self.start("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{self.link}",
+            self.start("flower-supernode", *trust, "--superlink", f"127.0.0.1:{self.link}",
                        "--port", str(port), "--node-config", node)  # fmt: skip
         return self
+
+    def flwr(self, *words: str) -> None:
+        """A short command of Flower's own."""
+        subprocess.run([str(BIN / "flwr"), *words], env=self.environment, check=True, capture_output=True, timeout=60)
 
     def start(self, program: str, *arguments: str) -> None:
         log = (self.folder / f"{program}-{len(self.processes)}.log").open("w")
@@ -121,3 +143,27 @@ def free_ports(count: int) -> list[int]:
     finally:
         for each in sockets:
             each.close()
+
+
+def make_keys(folder: Path, nodes: int) -> Path:
+    """A certificate authority, the SuperLink's certificate for the loopback address, and a key pair a SuperNode."""
+    folder.mkdir()
+    authority, server = (rsa.generate_private_key(public_exponent=65537, key_size=2048) for _ in range(2))
+    issuer = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "federation")])
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "superlink")])
+    here = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))])
+    basics = x509.BasicConstraints(ca=True, path_length=None)
+    for name, holder, key, extension in (("ca", issuer, authority, basics), ("server", subject, server, here)):
+        now = datetime.datetime.now(datetime.UTC)
+        builder = x509.CertificateBuilder(issuer, holder, key.public_key(), x509.random_serial_number())
+        builder = builder.not_valid_before(now).not_valid_after(now + datetime.timedelta(days=1))
+        certificate = builder.add_extension(extension, critical=True).sign(authority, hashes.SHA256())
+        (folder / f"{name}.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+    plain = NoEncryption()
+    (folder / "server.key").write_bytes(server.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, plain))
+    for index in range(nodes):
+        key = ec.generate_private_key(ec.SECP384R1())
+        (folder / f"node{index}").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, plain))
+        public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+        (folder / f"node{index}.pub").write_bytes(public)
+    return folder

@@ -61,12 +61,13 @@ def test_example_app_learns_on_a_local_grid(app: None, tmp_path: Path, roundtrip
     assert len(negative_sampling_report(read_history(tmp_path / "history.jsonl"))) == 1
 
 
-def test_deployment_gives_the_arrays_of_the_local_grid(app: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("secure", [False, True])
+def test_deployment_gives_the_arrays_of_the_local_grid(app: None, tmp_path: Path, secure: bool) -> None:
     settings = config(rounds=ROUNDS, out=str(tmp_path / "local"))
     local_run(settings)
     deployed = tmp_path / "deployed"
     started = time.monotonic()
-    with Deployment(tmp_path, APP, nodes=2) as deployment:
+    with Deployment(tmp_path, APP, nodes=2, secure=secure) as deployment:
         code = deployment.flwr_run(f"rounds={ROUNDS} out='{deployed}'", DEADLINE - (time.monotonic() - started))
         assert deployment.wait_for(deployed / "model.npz", DEADLINE - (time.monotonic() - started)), deployment.logs()
         assert code == 0, deployment.logs()
