@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -284,6 +284,8 @@ def _verdict(claim: Claim, effects: dict[int, float], test: tuple[float, float, 
 
     p, p_flip, in_favour = test
     estimate = t_interval(list(effects.values())) if effects else None
+    if estimate and isinstance(claim, Trend) and estimate.pairs > 1:  # a rank correlation lies within 1
+        estimate = replace(estimate, low=max(-1.0, estimate.low), high=min(1.0, estimate.high))
     outcome: Outcome
     if len(effects) < MIN_PAIRS:
         outcome = "too few seeds"
