@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from transfuse.cli.tracking import Tracking
     from transfuse.study.evidence import Evidence
     from transfuse.study.launch import Job, Launcher
+    from transfuse.study.mirror import Mirror
     from transfuse.study.plan import Plan, StudyPlan
     from transfuse.study.store import Store
 
@@ -153,9 +154,10 @@ def _execute(
     plan: Plan, registry: Registry, launcher: Launcher, job: Job, width: int, tracking: Tracking, json: bool
 ) -> int:
     """Run the pending cells, judge each study as its last cell comes in, and return how many cells failed."""
+    from transfuse.study.mirror import mirror_at
     from transfuse.study.store import Store
 
-    store = Store(job.results)
+    store, mirror = Store(job.results), mirror_at(job.results)
     forecast = Forecast({cell.name: study.seconds_per_cell for study in plan.studies for cell in study.pending}, width)
     failed = finished = 0
     open_studies = {id(study): {cell.name for cell in study.pending} for study in plan.studies}
@@ -169,7 +171,8 @@ def _execute(
                 seconds = cell.cost["wall_s"] if cell else None
                 forecast.finished(outcome.spec.name, seconds)
                 reporter.cell(outcome, seconds)
-                if cell:
+                if cell and outcome.path:
+                    _send(mirror, outcome.path)
                     tracking.cell(cell)
                 if outcome.details and debugging():
                     typer.echo(outcome.details, err=True)
@@ -186,6 +189,16 @@ def _execute(
         ) from None
     _finish(store, failed, finished, json)
     return failed
+
+
+def _send(mirror: Mirror | None, path: Path) -> None:
+    """To the results folder elsewhere, if that is where results go; a network that is down stops no run."""
+    if mirror is None:
+        return
+    try:
+        mirror.push(path)
+    except UserError as error:
+        typer.echo(f"warning: {error}", err=True)
 
 
 def _finish(store: Store, failed: int, finished: int, json: bool) -> None:

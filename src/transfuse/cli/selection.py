@@ -21,8 +21,8 @@ ResultsOption = Annotated[
     Path | None,
     typer.Option(
         "--results",
-        metavar="DIR",
-        help="Results folder [default: $TRANSFUSE_RESULTS or ./results].",
+        metavar="DIR|URL",
+        help="Results folder, here or as s3://, gs://, ... [default: $TRANSFUSE_RESULTS or ./results].",
         show_default=False,
     ),
 ]
@@ -94,8 +94,13 @@ def parse_seeds(text: str | None) -> int | list[int] | None:
 
 
 def results_folder(given: Path | None) -> Path:
-    """``--results``, else ``$TRANSFUSE_RESULTS``, else ``./results``."""
+    """``--results``, else ``$TRANSFUSE_RESULTS``, else ``./results``; of an address, the copy here, up to date."""
     folder = given or Path(os.environ.get("TRANSFUSE_RESULTS") or "results")
+    if ":" in str(folder):
+        from transfuse.study.mirror import as_url, open_mirror
+
+        if url := as_url(folder):
+            return open_mirror(url).folder
     if folder.exists() and not folder.is_dir():
         raise UserError(f"results folder {str(folder)!r} is a file", "a folder", "name another with --results")
     return folder
@@ -106,7 +111,7 @@ def store_to_read(given: Path | None) -> Store:
     from transfuse.study.store import Store
 
     folder = results_folder(given)
-    if given is not None and not folder.is_dir():
+    if given is not None and not folder.is_dir():  # of an address, the copy is there by now
         raise UserError(f"results folder {str(folder)!r} is not there", "a folder that `transfuse run` wrote")
     return Store(folder)
 

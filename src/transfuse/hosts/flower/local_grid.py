@@ -165,7 +165,7 @@ class LocalGrid(Grid):
         rounds = [
             config["server-round"] for config in message.content.config_records.values() if "server-round" in config
         ]
-        when = rounds[0] if rounds else f"message {self.messages_sent}"
+        when = f"round {rounds[0]!r}" if rounds else f"message {self.messages_sent}"
         draw = random.Random(f"failures-{self._seed}-{kind}-{when}-{message.metadata.dst_node_id}").random()
         return "error" if draw < error_rate else "drop" if draw < error_rate + drop_rate else ""
 
