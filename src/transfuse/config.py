@@ -20,6 +20,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from transfuse.errors import UserError, did_you_mean
 
 T = TypeVar("T")
+_DEEPEST = 20  # levels of tables and lists in a settings file; beyond hundreds Python's own stack would give out
 
 
 def resolve(schema: type[T], *layers: Mapping[str, Any], name: str = "settings") -> T:
@@ -38,7 +39,12 @@ def resolve(schema: type[T], *layers: Mapping[str, Any], name: str = "settings")
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
         message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        raise UserError(f"{name}: {key} = {first['input']!r}", message[0].lower() + message[1:]) from None
+        raise UserError(f"{name}: {key} = {_short(first['input'])}", message[0].lower() + message[1:]) from None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,6 +76,8 @@ def _check_keys(schema: type, values: Mapping[str, Any], name: str) -> None:
 def _check_inside(hint: Any, value: Any, name: str) -> None:
     """Look for unknown keys wherever a settings class may stand: alone, optional, in tables and in lists."""
     origin, arguments = get_origin(hint), [a for a in get_args(hint) if a not in (type(None), ...)]
+    if hint in (int, float) and isinstance(value, bool):
+        raise UserError(f"{name} = {value}", "a number")  # pydantic would take it as 0 or 1
     if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         _check_keys(hint, value, name)
     elif origin in (Union, UnionType) and len(arguments) == 1:
@@ -88,8 +96,8 @@ def parse_assignments(assignments: list[str], option: str = "--set", example: st
     for text in assignments:
         key, equals, value = text.partition("=")
         parts = key.strip().split(".")
-        if not equals or not all(parts):
-            raise UserError(f"{option} {text!r}", "KEY=VALUE", f"for example {option} {example}")
+        if not equals or not all(parts) or len(parts) > _DEEPEST:
+            raise UserError(f"{option} {_short(text)}", "KEY=VALUE", f"for example {option} {example}")
         inner = result
         for part in parts[:-1]:
             inner = inner.setdefault(part, {})
@@ -101,21 +109,35 @@ def parse_assignments(assignments: list[str], option: str = "--set", example: st
 
 def _parse_value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        found = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):  # no TOML, a number of thousands of digits, brackets that never close
         return text
+    if found.keys() != {"value"} or _is_deeper(found["value"], _DEEPEST):
+        return text  # a line break in it must not bring in another key
+    return found["value"]
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether tables and lists are nested in more than so many levels."""
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else None
+    return inner is not None and (levels == 0 or any(_is_deeper(item, levels - 1) for item in inner))
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """A settings file, or one clear line about what is wrong with it."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        if not _is_deeper(found, _DEEPEST):
+            return found
     except OSError as error:
         raise UserError(f"settings file {str(path)!r}: {error.strerror}", "a readable TOML file") from None
     except UnicodeDecodeError:
         raise UserError(f"settings file {str(path)!r} is not UTF-8 text", "a TOML file") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, or a number of thousands of digits
         raise UserError(f"settings file {str(path)!r} is not valid TOML: {error}") from None
+    except RecursionError:
+        pass
+    raise UserError(f"settings file {str(path)!r} is nested too deeply", f"at most {_DEEPEST} levels")
 
 
 def to_plain(settings: Any) -> dict[str, Any]:

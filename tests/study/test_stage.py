@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import os
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
+from safetensors import SafetensorError
 
 from transfuse.cache import cache_folder
 from transfuse.study import stage as module
 from transfuse.study.stage import Stages
+from transfuse.study.store import StorageError
 
 
 class Made:
@@ -90,6 +94,62 @@ def test_a_truncated_file_is_made_anew(tmp_path: Path, damage: bytes | None) -> 
     again = stage("s", make, inputs={})
     assert make.count == 2
     assert np.array_equal(again["x"], good["x"])
+
+
+@pytest.mark.parametrize("made", [{"x": np.arange(4.0)}, {"w": torch.ones(2, 3)}], ids=["arrays", "tensors"])
+def test_a_file_cut_off_anywhere_is_made_anew(tmp_path: Path, made: dict) -> None:
+    def make() -> dict:
+        return made
+
+    key = next(iter(made))
+    Stages(tmp_path)("s", make, inputs={})
+    (path,) = files(tmp_path)
+    content = path.read_bytes()
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        assert module._load(path) is None, length
+        assert (Stages(tmp_path)("s", make, inputs={})[key] == made[key]).all()
+        assert path.read_bytes() == content
+
+
+def test_what_a_killed_run_left_is_removed_and_its_lock_is_free(tmp_path: Path) -> None:
+    make, stage = Made(), Stages(tmp_path)
+    stage("s", make, inputs={})
+    (path,) = files(tmp_path)
+    path.unlink()
+    leftover = path.with_name(f".{path.name}.{os.getpid()}.partial")  # a killed writer's number may be in use again
+    leftover.write_bytes(b"half")
+    child = os.fork()
+    if child == 0:  # dies with the lock in its hands
+        lock = FileLock(f"{path}.lock")
+        lock.acquire()
+        os._exit(9)
+    os.waitpid(child, 0)
+    stage("s", make, inputs={})
+    assert make.count == 2 and files(tmp_path) == [path] and not leftover.exists()
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device")]
+)
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(path: Path, arrays: dict) -> None:
+        with module.replacing(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise error
+
+    monkeypatch.setattr(module, "_save", full)
+    with pytest.raises(StorageError, match=r"^cannot write .*No space left on device; .*TRANSFUSE_CACHE"):
+        Stages(tmp_path)("s", Made(), inputs={})
+    assert files(tmp_path) == [] and not list(tmp_path.rglob("*.partial"))
+
+
+def test_an_unwritable_cache_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "stages").write_text("a file where the folder should be")
+    with pytest.raises(StorageError, match="cannot write"):
+        Stages(tmp_path)("s", Made(), inputs={})
 
 
 def test_an_error_while_making_leaves_nothing(tmp_path: Path) -> None:

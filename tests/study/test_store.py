@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,73 @@ def test_any_damage_to_the_bytes_is_survived(tmp_path: Path, noise: bytes, place
     content = path.read_bytes()
     path.write_bytes(content[:place] + noise + content[place + len(noise) :])
     assert len(list(Store(tmp_path).cells())) + len(Store(tmp_path).unreadable()) == 1
+
+
+def test_a_cell_cut_off_anywhere_is_not_there(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    path = store.write(cell())
+    content = path.read_bytes()
+    for length in range(len(content) - 1):  # the last byte is a line break
+        path.write_bytes(content[:length])
+        assert not store.has(cell().spec) and store.unreadable() == [path], content[:length]
+
+
+def test_samples_cut_off_anywhere_are_as_good_as_none(tmp_path: Path) -> None:
+    path = Store(tmp_path).write(cell())
+    samples = path.with_suffix(".npz")
+    content = samples.read_bytes()
+    for length in range(len(content)):
+        samples.write_bytes(content[:length])
+        assert read_samples(Store(tmp_path).read(path)) == {}
+
+
+def test_a_copy_of_another_cell_does_not_count(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    first = store.write(cell())
+    shutil.copy(first, store.path(cell(seed=1).spec))
+    assert store.has(cell().spec) and not store.has(cell(seed=1).spec)
+    store.write(cell(seed=1))
+    assert store.has(cell(seed=1).spec)
+
+
+def test_a_dangling_link_is_listed_and_a_file_that_has_just_gone_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    path = store.write(cell())
+    link = store.path(cell(seed=1).spec)
+    link.symlink_to(tmp_path / "nowhere")
+    assert [found.path for found in store.cells()] == [path] and store.unreadable() == [link]
+    gone = store.path(cell(seed=2).spec)
+    monkeypatch.setattr(Store, "_paths", lambda *_: [gone, path])  # another run replaced it after the folder was read
+    assert [found.path for found in store.cells()] == [path] and store.unreadable() == []
+
+
+@pytest.mark.parametrize(
+    ("writer", "abandoned"),
+    [("dead", True), ("uncollected", True), ("reused", True), ("alive", False), ("x", False), ("9" * 30, False)],
+)
+def test_only_what_a_killed_writer_left_is_removed(tmp_path: Path, writer: str, abandoned: bool) -> None:
+    """In containers nobody may collect the dead, and numbers come round soon."""
+    child = os.fork() if writer in ("dead", "uncollected") else 0
+    if child == 0 and writer in ("dead", "uncollected"):
+        os._exit(0)
+    if writer == "dead":
+        os.waitpid(child, 0)
+    number = child or (writer if writer.isdigit() or writer == "x" else os.getpid())
+    store = Store(tmp_path)
+    path = store.path(cell(code="b" * 16).spec)  # the code may have changed since
+    leftover = path.with_name(f".{path.name}.{number}.partial")
+    leftover.parent.mkdir(parents=True)
+    leftover.write_bytes(b"half")
+    if writer == "uncollected":
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # dead, and left lying
+    if writer == "reused":
+        os.utime(leftover, (1e9, 1e9))  # long before this process began
+    store.write(cell())
+    assert leftover.exists() != abandoned
+    if writer == "uncollected":
+        os.waitpid(child, 0)
 
 
 def test_an_unwritable_folder_is_one_line(tmp_path: Path) -> None:

@@ -170,6 +170,7 @@ def _copier(set_: DataSet, source: Path, progress: _Progress) -> Callable[[str],
 
     def read(url: str) -> bytes:
         import gzip
+        import zlib
 
         file = by_address[url]
         plain = source / set_.id / file.name
@@ -180,7 +181,7 @@ def _copier(set_: DataSet, source: Path, progress: _Progress) -> Callable[[str],
             raise UserError(
                 f"{str(plain)!r} is not there", f"the files of {set_.id!r}, as they are or packed as .gz"
             ) from None
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"{str(packed if not plain.is_file() else plain)!r} cannot be read: {error}") from None
         if hashlib.sha256(content).hexdigest() != file.sha256:
             raise UserError(

@@ -53,8 +53,8 @@ def summarise(evidence: Evidence) -> dict[str, Any]:
         "key": cells[0].spec.key,
         "seeds": evidence.seeds,
         "stale": evidence.stale,
-        "wall_s": sum(cell.cost["wall_s"] for cell in cells) / len(cells),
-        "peak_mb": max(cell.cost["peak_mb"] for cell in cells),
+        "wall_s": sum(cell.cost.get("wall_s", 0.0) for cell in cells) / len(cells),
+        "peak_mb": max(cell.cost.get("peak_mb", 0.0) for cell in cells),
         "verdicts": [_plain(verdict) for verdict in evidence.verdicts],
     }
 

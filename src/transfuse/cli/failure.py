@@ -8,9 +8,11 @@ from pathlib import Path
 
 import click
 
+from transfuse.disk import OUT_OF_SPACE, out_of_space
 from transfuse.errors import UserError, did_you_mean
 
 _NO_COMMAND = re.compile(r"No such command '([^']*)'")
+_PARTIAL = re.compile(r"\.([^/\\]+)\.\d+\.partial$")  # see transfuse.atomic
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -30,6 +32,8 @@ def describe(error: Exception) -> tuple[str, int]:
         error = UserError(_lower(error.format_message()))
     elif isinstance(error, OSError) and _is_users(error):
         error = _from_os(error)
+    elif isinstance(error, MemoryError):
+        error = UserError("not enough memory", fix="give it less at once, or a machine with more")
     if isinstance(error, UserError):
         return _one_line(f"error: {error}"), 2
     kind = type(error).__name__
@@ -58,21 +62,29 @@ def from_usage(error: click.UsageError) -> UserError:
 
 def _is_users(error: OSError) -> bool:
     """Whether it is about a path of the user's, or the machine's space, rather than a file of this package."""
-    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+    if error.errno in OUT_OF_SPACE:
         return True
     return error.filename is not None and not str(error.filename).startswith(str(_PACKAGE))
 
 
 def _from_os(error: OSError) -> UserError:
+    if error.errno in OUT_OF_SPACE and error.filename is None:
+        return UserError(out_of_space(error))
     reason = (error.strerror or type(error).__name__).lower()
-    place = f"{str(error.filename)!r}: " if error.filename is not None else ""
+    place = f"{_named(str(error.filename))!r}: " if error.filename is not None else ""
     expected = {
         errno.ENOENT: "a path that exists",
         errno.EACCES: "a path that you may read, or write where something is to be written",
         errno.EISDIR: "a file",
         errno.ENOTDIR: "a folder",
+        errno.EEXIST: "no file where a folder must be",
     }.get(error.errno or 0, "")
     return UserError(f"{place}{reason}", expected)
+
+
+def _named(path: str) -> str:
+    """What the user calls a file that is written under a temporary name first."""
+    return _PARTIAL.sub(r"\1", path)
 
 
 def _lower(message: str) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -85,6 +87,7 @@ class MethodGroup(TyperGroup):
         extra = [option for option in self.extra if option.name not in own]
 
         def call(**values: Any) -> None:
+            _check_out(values.get("out"))
             ours = {option.name or "": values.pop(option.name or "") for option in extra}
             self.finish(entry.id, getattr(import_method(entry), self.function)(**values), ours)
 
@@ -92,6 +95,21 @@ class MethodGroup(TyperGroup):
             entry.id, callback=call, params=[*options, *extra], help=inspect.getdoc(function),
             context_settings={"max_content_width": 110},
         )  # fmt: skip
+
+
+def _check_out(out: object) -> None:
+    """A file that cannot be written is named before the work, not after it."""
+    if not isinstance(out, Path):
+        return
+    if out.is_dir():
+        raise UserError(f"--out {str(out)!r} is a folder", "a file")
+    above = out.absolute().parent
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir():
+        raise UserError(f"--out {str(out)!r} cannot be written: {str(above)!r} is a file", "a path that exists")
+    if not os.access(above, os.W_OK):
+        raise UserError(f"--out {str(out)!r} cannot be written: no permission in {str(above)!r}", "another path")
 
 
 def methods_with(function: str) -> list[Entry]:

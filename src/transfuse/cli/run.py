@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from transfuse.cache import cache_folder
 from transfuse.cli.app import command, debugging
 from transfuse.cli.engines import ENGINES, engine_tables, make_launcher
 from transfuse.cli.failure import InterruptError
@@ -129,6 +130,8 @@ def run(
         _show_plan(plan, width, store, json)
         return
     check_writable(store.folder)
+    if plan.pending:
+        check_writable(cache_folder(), "cache folder", "set TRANSFUSE_CACHE to another")
     if json:
         JsonLines.line({"event": "plan", **plan_values(plan, width, store.folder)})
     else:
@@ -168,6 +171,8 @@ def _execute(
                     _judge(study, store, registry, reporter, tracking)
             for outcome in outcomes if plan.pending else ():
                 cell = store.read(outcome.path) if outcome.path else None
+                if outcome.halts:
+                    raise UserError(f"{outcome.spec}: {outcome.error}", fix=_kept(plan, store))
                 seconds = cell.cost["wall_s"] if cell else None
                 forecast.finished(outcome.spec.name, seconds)
                 reporter.cell(outcome, seconds)
@@ -183,10 +188,7 @@ def _execute(
                         if not open_studies[id(study)]:
                             _judge(study, store, registry, reporter, tracking)
     except KeyboardInterrupt:
-        kept = f"{sum(map(store.has, plan.cells))} of {count(len(plan.cells), 'cell')} finished and kept"
-        raise InterruptError(
-            f"interrupted; {kept} in {str(store.folder)!r}; the same command goes on from there"
-        ) from None
+        raise InterruptError(f"interrupted; {_kept(plan, store)}") from None
     _finish(store, failed, finished, json)
     return failed
 
@@ -199,6 +201,12 @@ def _send(mirror: Mirror | None, path: Path) -> None:
         mirror.push(path)
     except UserError as error:
         typer.echo(f"warning: {error}", err=True)
+
+
+def _kept(plan: Plan, store: Store) -> str:
+    """What a run that ends early leaves."""
+    finished = f"{sum(map(store.has, plan.cells))} of {count(len(plan.cells), 'cell')} finished and kept"
+    return f"{finished} in {str(store.folder)!r}; the same command goes on from there"
 
 
 def _finish(store: Store, failed: int, finished: int, json: bool) -> None:

@@ -17,6 +17,8 @@ from transfuse.registry import Entry, Registry, load_registry
 if TYPE_CHECKING:
     from transfuse.study.store import Store
 
+_MOST_SEEDS = 100_000  # a longer plan would take minutes to make
+
 ResultsOption = Annotated[
     Path | None,
     typer.Option(
@@ -78,18 +80,21 @@ def parse_seeds(text: str | None) -> int | list[int] | None:
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
-    if not all(re.fullmatch(r"\d{1,9}(-\d{1,9})?", part) for part in parts if part) or not any(parts):
+    if not all(re.fullmatch(r"[0-9]{1,9}(-[0-9]{1,9})?", part) for part in parts if part) or not any(parts):
         raise UserError(f"--seeds {text!r}", "a number of seeds such as 5, or seeds such as 0,3,7 or 10-19")
     if len(parts) == 1 and "-" not in text:
-        if int(text) < 1:
-            raise UserError(f"--seeds {text!r}", "at least 1")
+        if not 1 <= int(text) <= _MOST_SEEDS:
+            raise UserError(f"--seeds {text!r}", f"at least 1 and at most {_MOST_SEEDS}")
         return int(text)
     seeds: list[int] = []
     for part in filter(None, parts):
         first, _, last = part.partition("-")
-        if int(last or first) < int(first) or int(last or first) - int(first) > 100_000:
+        if int(last or first) < int(first):
             raise UserError(f"--seeds {text!r}", "ranges that go up, such as 10-19")
-        seeds += range(int(first), int(last or first) + 1)
+        wanted = range(int(first), int(last or first) + 1)
+        if len(seeds) + len(wanted) > _MOST_SEEDS:
+            raise UserError(f"--seeds {text!r}", f"at most {_MOST_SEEDS} seeds")
+        seeds += wanted
     return seeds
 
 
@@ -116,17 +121,16 @@ def store_to_read(given: Path | None) -> Store:
     return Store(folder)
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, what: str = "results folder", fix: str = "choose another with --results DIR") -> None:
     """Find out before the work, not after it, that nothing can be stored."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))  # a full disk still takes names
+            file.flush()
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
-        raise UserError(
-            f"results folder {str(folder)!r} cannot be written: {reason}", fix="choose another with --results DIR"
-        ) from None
+        raise UserError(f"{what} {str(folder)!r} cannot be written: {reason}", fix=fix) from None
 
 
 def has_cells(store: Store) -> bool:

@@ -176,6 +176,14 @@ def gather(store: Store, registry: Registry, studies: Sequence[str] | None = Non
 def _newest(cells: Sequence[Cell]) -> list[Cell]:
     """One cell a seed; of several stale ones the last written."""
     by_seed: dict[int, Cell] = {}
-    for cell in sorted(cells, key=lambda cell: cell.path.stat().st_mtime if cell.path else 0.0):
+    for cell in sorted(cells, key=_written):
         by_seed[cell.spec.seed] = cell
     return list(by_seed.values())
+
+
+def _written(cell: Cell) -> float:
+    """When a cell was written; another run may have replaced the file since it was read."""
+    try:
+        return cell.path.stat().st_mtime if cell.path else 0.0
+    except OSError:
+        return 0.0

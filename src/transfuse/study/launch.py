@@ -25,8 +25,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Protocol
 
+from transfuse.disk import OUT_OF_SPACE, out_of_space
 from transfuse.errors import UserError
-from transfuse.study.store import Cell, CellSpec, Store
+from transfuse.study.store import Cell, CellSpec, StorageError, Store
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -49,12 +50,14 @@ class Outcome:
         path: where it lies, if it was finished.
         error: one line, if not.
         details: the traceback, for `--debug`.
+        halts: whether no other cell could be kept either, so that the run should end.
     """
 
     spec: CellSpec
     path: Path | None
     error: str = ""
     details: str = ""
+    halts: bool = False
 
 
 class Launcher(Protocol):
@@ -88,8 +91,10 @@ def attempt(spec: CellSpec, job: Job) -> Cell | Outcome:
         _check_code(spec)
         return cell
     except UserError as error:
-        return Outcome(spec, None, str(error))
+        return Outcome(spec, None, str(error), halts=isinstance(error, StorageError))
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in OUT_OF_SPACE:
+            return Outcome(spec, None, out_of_space(error), traceback.format_exc(), halts=True)
         line = f"{type(error).__name__}: {error}".splitlines()[0]
         return Outcome(spec, None, line, traceback.format_exc())
 
@@ -110,6 +115,8 @@ def keep(cell: Cell, job: Job) -> Outcome:
     """Store a cell that was run."""
     try:
         return Outcome(cell.spec, Store(job.results).write(cell))
+    except StorageError as error:
+        return Outcome(cell.spec, None, str(error), halts=True)
     except UserError as error:
         return Outcome(cell.spec, None, str(error))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -97,6 +98,7 @@ def _plan_study(
     if "device" in study.settings.__dataclass_fields__:  # type: ignore[attr-defined]
         layers.append({"device": device})
     settings = to_plain(resolve(study.settings, *layers, name=f"settings of {study.id}"))
+    _check_finite(settings, f"settings of {study.id}")
     data = {set_id: _digest(set_id) for set_id in study.data.get(scale, ())}
     code = fingerprint(entry.study_module or "")
     cells = tuple(
@@ -132,6 +134,15 @@ def _own(overrides: Mapping[str, Any], study: Study, several: bool) -> list[Mapp
     return [general, own] if isinstance(own, Mapping) and study.id not in fields else [general]
 
 
+def _check_finite(value: Any, name: str) -> None:
+    """Cells are JSON, which has no NaN and no infinity; nor has a study any use for them."""
+    if isinstance(value, Mapping | list):
+        for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            _check_finite(inner, f"{name}.{key}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name} = {value}", "a finite number")
+
+
 def _digest(set_id: str) -> str:
     missing = missing_files(set_id)
     if missing:
@@ -153,7 +164,7 @@ def _seeds(seeds: Sequence[int] | int | None, default: int) -> list[int]:
 
 def _expected_seconds(study: Study, scale: str, store: Store) -> float:
     """Mean of the stored cells, else what the study declares."""
-    walls = [cell.cost["wall_s"] for cell in store.cells(study.id, scale)]
+    walls = [cell.cost["wall_s"] for cell in store.cells(study.id, scale) if "wall_s" in cell.cost]
     return sum(walls) / len(walls) if walls else study.seconds.get(scale, 30.0)
 
 

@@ -7,11 +7,12 @@ share the folder, and a truncated file is made anew.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from safetensors import SafetensorError
 
 from transfuse.atomic import replacing
 from transfuse.study.fingerprint import fingerprint
+from transfuse.study.store import StorageError
 
 Arrays = dict[str, Any]
+_FIX = "make room, or set TRANSFUSE_CACHE to another folder"
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,32 @@ class Stages:
         code = fingerprint(module.__name__) if module is not None else ""
         text = json.dumps({"name": name, "inputs": inputs, "code": code}, sort_keys=True, default=_as_text)
         path = self.folder / "stages" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)  # for the lock
-        with FileLock(f"{path}.lock"):
+        with _locked(path):
             if (found := _load(path)) is not None:
                 return found
             made = make()
-            _save(path, made)
+            try:
+                _save(path, made)
+            except (OSError, SafetensorError) as error:
+                raise StorageError(path, error, _FIX) from None
             return made
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a stage. It ends with its holder, so that whatever lies half-written there is abandoned."""
+    lock = FileLock(f"{path}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise StorageError(path, error, _FIX) from None
+    try:
+        for leftover in path.parent.glob(f".{path.name}.*.partial"):
+            leftover.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
 
 
 def _as_text(value: Any) -> str:

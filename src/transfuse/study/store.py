@@ -7,6 +7,7 @@ and stays readable until a new one takes its place.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -24,6 +25,14 @@ from transfuse.errors import UserError
 from transfuse.study.design import SCALES, Measurement
 
 FORMAT = 1
+
+
+class StorageError(UserError):
+    """Nothing more can be kept: a disk is full, or a folder may not be written. Other cells would fare no better."""
+
+    def __init__(self, path: Path, error: Exception, fix: str) -> None:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        super().__init__(f"cannot write {str(path)!r}: {reason}", fix=fix)
 
 
 @dataclass(frozen=True)
@@ -87,12 +96,11 @@ class Store:
         return self.folder / spec.study / spec.scale / f"{spec.stem}.json"
 
     def has(self, spec: CellSpec) -> bool:
-        """Whether a readable cell lies there; a truncated one counts as absent."""
+        """Whether a readable cell lies there; a truncated one counts as absent, and so does a copy of another."""
         try:
-            self.read(self.path(spec))
+            return self.read(self.path(spec)).spec.name == spec.name
         except (FileNotFoundError, UserError):
             return False
-        return True
 
     def write(self, cell: Cell) -> Path:
         """Write a cell, then remove the stale ones of the same seed, settings and data."""
@@ -101,14 +109,15 @@ class Store:
             _write_samples(path.with_suffix(".npz"), cell.measurements)
             write_text(path, _to_json(cell))  # last, since a cell is finished when this file is there
         except OSError as error:
-            raise UserError(
-                f"cannot write {str(path)!r}: {error.strerror}", fix="make room, or choose a folder with --results"
-            ) from None
-        pattern = f"seed{cell.spec.seed:03d}-{cell.spec.key}-*"
-        for other in path.parent.glob(pattern):
-            if other.suffix in (".json", ".npz") and other.stem != cell.spec.stem:
-                other.unlink(missing_ok=True)
-        _remove_leftovers(path)
+            raise StorageError(path, error, "make room, or choose a folder with --results") from None
+        of_same_kind = f"seed{cell.spec.seed:03d}-{cell.spec.key}-*"
+        with contextlib.suppress(OSError):  # the cell is kept; what it replaces may be tidied up another time
+            for other in path.parent.glob(of_same_kind):
+                if other.suffix in (".json", ".npz") and other.stem != cell.spec.stem:
+                    other.unlink(missing_ok=True)
+            for leftover in path.parent.glob(f".{of_same_kind}.partial"):
+                if _is_abandoned(leftover):
+                    leftover.unlink(missing_ok=True)
         return path
 
     def read(self, path: Path) -> Cell:
@@ -126,7 +135,7 @@ class Store:
         for path in self._paths(study, scale):
             try:
                 yield self.read(path)
-            except UserError:
+            except (UserError, FileNotFoundError):  # the second: another run has just replaced it
                 continue
 
     def unreadable(self) -> list[Path]:
@@ -137,20 +146,33 @@ class Store:
                 self.read(path)
             except UserError:
                 found.append(path)
+            except FileNotFoundError:
+                found += [path] if path.is_symlink() else []  # else another run has just replaced it
         return found
 
     def _paths(self, study: str | None, scale: str | None) -> list[Path]:
         return sorted(self.folder.glob(f"{study or '*'}/{scale or '*'}/seed*.json"))
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Half-written files of the same cell whose writer was killed."""
+def _is_abandoned(leftover: Path) -> bool:
+    """Whether the writer of a half-written file was killed.
+
+    Its number may since have gone to a younger process, and where nobody collects the dead, as in many containers,
+    the dead one itself is still listed.
+    """
     import psutil
 
-    for leftover in path.parent.glob(f".{path.stem}.*.partial"):
-        writer = leftover.name.split(".")[-2]
-        if writer.isdigit() and not psutil.pid_exists(int(writer)):
-            leftover.unlink(missing_ok=True)
+    writer = leftover.name.split(".")[-2]
+    if not (writer.isascii() and writer.isdigit() and len(writer) < 10):
+        return False
+    try:
+        process = psutil.Process(int(writer))
+        dead = process.status() == psutil.STATUS_ZOMBIE
+        return dead or process.create_time() > leftover.stat().st_mtime + 1
+    except psutil.NoSuchProcess:
+        return True
+    except (psutil.Error, OSError):
+        return False
 
 
 def _to_json(cell: Cell) -> str:

@@ -39,13 +39,15 @@ STUDY = Study(
 
 def run(settings: Settings, seed: int, streams, stage) -> Iterator[Measurement]:
     os.write(2, b"a host that chatters\n")
-    time.sleep(float(os.environ.get("TOYPLUG_SLEEP", "0")))
     if os.environ.get("TOYPLUG_KILL") == str(seed):
         os.kill(os.getpid(), signal.SIGKILL)
     if os.environ.get("TOYPLUG_FAIL") == str(seed):
         raise RuntimeError("the toy is broken")
     noise = streams.noise.numpy().normal(0.0, settings.spread, settings.samples)
-    base = stage("base", lambda: {"shift": noise * 0 + 2.0}, inputs={"samples": settings.samples})["shift"]
+    base = stage("base", lambda: {"shift": noise * 0 + 2.0}, inputs={"samples": settings.samples, "seed": seed})[
+        "shift"
+    ]
+    time.sleep(float(os.environ.get("TOYPLUG_SLEEP", "0")))
     for arm, offset in (("centred", 0.0), ("raw", base), ("placebo", base + 0.01 * noise)):
         values = abs(noise + offset)
         yield Measurement(arm, "gap", float(values.mean()), per_sample=values)
