@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from transfuse.atomic import write_text
 from transfuse.cli.app import command
 from transfuse.cli.selection import JsonOption, complete_ids, registry_with_warnings, store_to_read
 from transfuse.cli.tables import count, heading, print_json, table
@@ -26,8 +27,13 @@ def compare(
         str | None, typer.Argument(metavar="[ID]", help="Only this study.", autocompletion=complete_ids)
     ] = None,
     json: JsonOption = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.html", help="Write the comparison as a page with pictures.")
+    ] = None,
 ) -> None:
     """Compare two runs: means, paired differences by seed with 95 % intervals, identical cells, changed verdicts."""
+    if out is not None and out.is_dir():
+        raise UserError(f"--out {str(out)!r} is a folder", "a file to write, such as compare.html")
     registry = registry_with_warnings()
     if method is not None:
         registry[method]  # a clear error for an unknown id
@@ -40,10 +46,25 @@ def compare(
             fix="name the scales to compare as DIR:SCALE",
         )
     compared = [comparison(*pair) for pair in pairs]
+    if out is not None:
+        _write(out, pairs, compared, (first, second))
     if json:
         print_json(compared)
+    elif out is not None:
+        typer.echo(f"written: {out}")
     else:
         typer.echo("\n\n".join(_text(values) for values in compared))
+
+
+def _write(
+    out: Path, pairs: Sequence[tuple[Evidence, Evidence]], compared: Sequence[dict[str, Any]], names: tuple[str, str]
+) -> None:
+    from transfuse.study.report import render_comparison
+
+    try:
+        write_text(out, render_comparison(pairs, compared, names))
+    except OSError as error:
+        raise UserError(f"cannot write {str(out)!r}: {error.strerror}", "a file in a writable folder") from None
 
 
 def comparison(a: Evidence, b: Evidence) -> dict[str, Any]:
@@ -83,10 +104,10 @@ def _rows(a: Evidence, b: Evidence, shared: Sequence[int]) -> list[dict[str, Any
             "a": sum(left.values()) / len(left) if left else None,
             "b": sum(right.values()) / len(right) if right else None,
             "difference": None, "low": None, "high": None, "pairs": 0,
+            "by_seed": {seed: right[seed] - left[seed] for seed in shared if seed in left and seed in right},
         }  # fmt: skip
-        differences = [right[seed] - left[seed] for seed in shared if seed in left and seed in right]
-        if differences:
-            estimate = t_interval(differences)
+        if row["by_seed"]:
+            estimate = t_interval(list(row["by_seed"].values()))
             row.update(difference=estimate.mean, pairs=estimate.pairs)
             if estimate.pairs > 1:
                 row.update(low=estimate.low, high=estimate.high)
@@ -177,5 +198,6 @@ COMMAND = command(
     compare,
     "transfuse compare results build/showcase",
     "transfuse compare results:small results:public lemon",
+    "transfuse compare results:small results:public --out compare.html",
     "transfuse compare old/results results --json",
 )

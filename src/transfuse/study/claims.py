@@ -229,6 +229,7 @@ class Verdict:
         p_holm: after Holm's correction over the claims of the study.
         p_sign_flip: one-sided exact sign-flip p value, in the direction of the effect.
         meaning: the verdict in plain words.
+        tested: how many claims were corrected together.
     """
 
     claim: Claim
@@ -239,6 +240,7 @@ class Verdict:
     p_holm: float
     p_sign_flip: float
     meaning: str
+    tested: int = 1
 
 
 def judge(claims: Sequence[Claim], values: Values) -> list[Verdict]:
@@ -251,7 +253,7 @@ def judge(claims: Sequence[Claim], values: Values) -> list[Verdict]:
     tests = [_test(claim, np.array(list(e.values()))) for claim, e in zip(claims, effects, strict=True)]
     adjusted = holm([p for p, _, _ in tests])
     return [
-        _verdict(claim, e, test, p_holm)
+        replace(_verdict(claim, e, test, p_holm), tested=len(claims))
         for claim, e, test, p_holm in zip(claims, effects, tests, adjusted, strict=True)
     ]
 
@@ -320,10 +322,13 @@ def _why_inconclusive(p: float, p_holm: float, p_flip: float) -> str:
 
 
 def needed_note(verdict: Verdict) -> str:
-    """How many seeds the observed effect would need, for an inconclusive claim; empty where none can say."""
+    """How many seeds the observed effect would need, for an inconclusive claim; empty where none can say.
+
+    At the level that Holm's procedure asks of the first of the claims, so that what is said is enough for any of them.
+    """
     import numpy as np
 
-    from transfuse.statistics import pairs_needed
+    from transfuse.statistics import ALPHA, pairs_needed
 
     if verdict.outcome != "inconclusive" or len(verdict.effects) < 2 or isinstance(verdict.claim, Within):
         return ""
@@ -331,5 +336,5 @@ def needed_note(verdict: Verdict) -> str:
     spread = float(x.std(ddof=1))
     if spread == 0.0 or math.isclose(float(x.mean()), 0.0):
         return ""
-    needed = pairs_needed(abs(float(x.mean())) / spread)
+    needed = pairs_needed(abs(float(x.mean())) / spread, alpha=ALPHA / verdict.tested)
     return f"about {needed} seeds would be needed for an effect of this size" if needed < 1000 else ""

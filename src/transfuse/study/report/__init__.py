@@ -5,6 +5,7 @@ cells give the same bytes.
 """
 
 from transfuse.study.report.audit_page import render_audit
+from transfuse.study.report.compare_page import render_comparison
 from transfuse.study.report.markdown import method_table_markdown, model_card_markdown, verdict_table_markdown
 from transfuse.study.report.page import ReportFiles, write_report
 
@@ -13,6 +14,7 @@ __all__ = [
     "method_table_markdown",
     "model_card_markdown",
     "render_audit",
+    "render_comparison",
     "verdict_table_markdown",
     "write_report",
 ]

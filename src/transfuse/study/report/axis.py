@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-WIDTH = 400  # units of every drawing; narrow, so that a phone shows it without shrinking the text
+WIDTH = 340  # units of every drawing: as wide as a phone's screen leaves, so that its text is not shrunk there
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ def axis_around(values: Iterable[float], start: float, end: float, pad: float = 
     return Axis(low - pad * width, high + pad * width, start, end)
 
 
-def drawing(height: float, label: str, parts: Iterable[str]) -> Markup:
+def drawing(height: float, label: str, parts: Iterable[str], attributes: str = 'role="group"') -> Markup:
     """The SVG element; `label` is what a screen reader says."""
     body = "".join(parts)
-    head = f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(label)}">'
+    head = f'<svg viewBox="0 0 {WIDTH} {height:g}" aria-label="{escape(label)}" {attributes}>'
     return Markup(f"{head}{body}</svg>")
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 from transfuse.statistics import Estimate
 
+_NOTHING = 1e-12  # what sums of floating-point numbers leave of a zero
+
 
 def number(value: float, digits: int = 4) -> str:
     """Four significant digits, thousands apart, no negative zero."""
-    if value == 0:
+    if abs(value) < _NOTHING:
         return "0"
     if 1000 <= abs(value) < 1e9:
         return f"{value:,.0f}"
@@ -23,11 +25,31 @@ def signed(value: float) -> str:
     return f"+{number(value, 3)}" if value > 0 else number(value, 3)
 
 
+def effect(estimate: Estimate) -> str:
+    """The mean of an estimate, with as many decimals as its interval deserves."""
+    return _rounded(estimate.mean, _decimals((estimate.high - estimate.low) / 2))
+
+
 def interval(estimate: Estimate) -> str:
     """The 95 % interval, or why there is none."""
     if not (math.isfinite(estimate.low) and math.isfinite(estimate.high)):
         return "no interval from one seed"
-    return f"{signed(estimate.low)} to {signed(estimate.high)}"
+    decimals = _decimals((estimate.high - estimate.low) / 2)
+    return f"{_rounded(estimate.low, decimals)} to {_rounded(estimate.high, decimals)}"
+
+
+def _decimals(uncertainty: float) -> int | None:
+    """Decimals that show two digits of an uncertainty: more would be noise; None where nothing is uncertain."""
+    if not _NOTHING < uncertainty < math.inf:
+        return None
+    return max(0, 1 - math.floor(math.log10(uncertainty)))
+
+
+def _rounded(value: float, decimals: int | None) -> str:
+    """With its sign, which a bound keeps even where all digits that are shown are zero."""
+    if decimals is None or decimals > 9 or abs(value) < _NOTHING:
+        return signed(value)
+    return f"{value:+,.{decimals}f}"
 
 
 def p_value(p: float) -> str:
@@ -43,9 +65,14 @@ def spread(values: list[float]) -> tuple[float, float]:
 
 
 def with_deviation(values: list[float]) -> str:
-    """``mean ± sd`` over seeds; the mean alone for a single seed."""
+    """``mean ± sd`` over seeds, with the decimals of the deviation; the mean alone for a single seed."""
     mean, deviation = spread(values)
-    return number(mean) if len(values) < 2 else f"{number(mean)} ± {number(float(f'{deviation:.2g}'))}"
+    if len(values) < 2:
+        return number(mean)
+    decimals = _decimals(deviation)
+    if decimals is None or decimals > 9:
+        return f"{number(mean)} ± {number(float(f'{deviation:.2g}'))}"
+    return f"{0.0 if abs(mean) < _NOTHING else mean:,.{decimals}f} ± {deviation:,.{decimals}f}"
 
 
 def duration(seconds: float) -> str:

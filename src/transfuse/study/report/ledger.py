@@ -18,7 +18,7 @@ from transfuse.statistics import ALPHA, MIN_PAIRS, p_greater, sign_flip, t_inter
 from transfuse.study.claims import Beats
 from transfuse.study.evidence import Evidence
 from transfuse.study.report.arrange import Arranged
-from transfuse.study.report.figures import conditions, duration, interval, signed
+from transfuse.study.report.figures import conditions, duration, effect, interval, signed
 from transfuse.study.report.provenance import mean_wall
 from transfuse.study.report.tables import anchor, label
 
@@ -109,7 +109,7 @@ def _row(group: Evidence, pair: Beats, differences: list[float], by_condition: s
         against=pair.other,
         metric=pair.on,
         where=conditions(pair.where),
-        effect=signed(estimate.mean),
+        effect=effect(estimate),
         interval=interval(estimate),
         pairs=estimate.pairs,
         reading=reading(differences),
@@ -156,7 +156,7 @@ def _by_condition(group: Evidence, arranged: Arranged, pair: Beats) -> str:
             differences = _differences(group, arranged, pair, {key: value})
             if differences and differences not in told:
                 told.append(differences)
-                mean = signed(sum(differences) / len(differences))
+                mean = effect(t_interval(differences))
                 judged = f" ({reading(differences)})" if len(differences) >= MIN_PAIRS else ""
                 parts.append(f"{key} {value}: {mean}{judged}")
     return "; ".join(parts)

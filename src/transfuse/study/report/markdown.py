@@ -123,7 +123,7 @@ def _section(section: Section) -> Iterator[str]:
     yield from (line for row in rows for line in _details(row))
     for table in tables.means_tables(group, section.arranged):
         yield f"\n**{_cell(table.metric)}**: {_cell(table.note)}\n"
-        yield _table(("", *table.columns), ((name, *(words for words, _ in entries)) for name, entries in table.rows))
+        yield _table(("", *table.columns), ((name, *entries) for name, entries in table.rows))
     yield from _learning(section.arranged)
     yield from _provenance(group)
 
@@ -146,7 +146,7 @@ def _provenance(group: Evidence) -> Iterator[str]:
 
 def _details(row: ClaimRow) -> Iterator[str]:
     """What stands behind one verdict, as a list item and those below it."""
-    yield f"- {_cell(row.text)}: {_cell(row.meaning)}" + (f"; {row.needed}" if row.needed else "")
+    yield f"- {_cell(row.text)}: " + _cell("; ".join(filter(None, (row.meaning, row.tally, row.needed))))
     if row.paper:
         yield f"  - paper: {_cell(row.paper)}"
     if row.published:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -115,4 +116,11 @@ def _templates() -> jinja2.Environment:
     for kind in ("css", "js"):  # our own files, the only markup that is not escaped besides the drawings
         loaded.globals[kind] = Markup((_TEMPLATES / f"report.{kind}").read_text(encoding="utf-8"))
     loaded.filters["outcome_class"] = outcome_class
+    loaded.filters["counted"] = _counted
     return loaded
+
+
+def _counted(rows: Sequence[Any], attribute: str, kinds: Sequence[str]) -> list[tuple[str, int]]:
+    """How many rows are of each kind."""
+    counts = Counter(getattr(row, attribute) for row in rows)
+    return [(kind, counts[kind]) for kind in kinds]

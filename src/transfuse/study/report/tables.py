@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from transfuse.statistics import Estimate
-from transfuse.study.claims import OUTCOMES, Claim, Outcome, Trend, Verdict, needed_note
+from transfuse.study.claims import OUTCOMES, Claim, Outcome, Trend, Verdict, Within, needed_note
 from transfuse.study.evidence import Evidence
 from transfuse.study.report.arrange import Arranged
-from transfuse.study.report.figures import conditions, interval, p_value, seed_list, signed, with_deviation
+from transfuse.study.report.figures import conditions, effect, interval, p_value, seed_list, with_deviation
 from transfuse.study.report.palette import SIGNS, outcome_class
 from transfuse.study.report.provenance import own_settings
 
@@ -32,6 +32,8 @@ class ClaimRow:
     scale: str
     control: bool
     text: str
+    head: str  # the text without its conditions,
+    where: str  # and those
     outcome: Outcome
     sign: str
     css: str
@@ -42,6 +44,7 @@ class ClaimRow:
     p_holm: str
     p_flip: str
     meaning: str
+    tally: str
     needed: str
     paper: str
     published: str
@@ -80,16 +83,19 @@ def _row(evidence: Evidence, verdict: Verdict) -> ClaimRow:
         scale=label(evidence),
         control=claim.control,
         text=claim.text(),
+        head=head(claim),
+        where=conditions(claim.where),
         outcome=verdict.outcome,
         sign=SIGNS[verdict.outcome],
         css=outcome_class(verdict.outcome),
-        effect=_rho(claim) + signed(estimate.mean) if estimate else "not measured",
+        effect=_rho(claim) + effect(estimate) if estimate else "not measured",
         interval=interval(estimate) if estimate else "",
         items=interval(items) if items else "",
         pairs=len(verdict.effects),
         p_holm=p_value(verdict.p_holm) if judged else "",
         p_flip=p_value(verdict.p_sign_flip) if judged else "",
         meaning=verdict.meaning,
+        tally=_tally(verdict),
         needed=needed_note(verdict),
         paper=claim.paper,
         published=claim.published,
@@ -107,6 +113,22 @@ def shown_estimate(verdict: Verdict) -> Estimate | None:
     if found is None or not isinstance(verdict.claim, Trend) or found.pairs < 2:
         return found
     return replace(found, low=max(-1.0, found.low), high=min(1.0, found.high))
+
+
+def head(claim: Claim) -> str:
+    """What a claim says, without the conditions under which it says it."""
+    return claim.text().removesuffix(f", {conditions(claim.where)}")
+
+
+def _tally(verdict: Verdict) -> str:
+    """How many seeds lie where the claim says, for readers who trust counts more than tests."""
+    claim, effects = verdict.claim, verdict.effects.values()
+    if not effects:
+        return ""
+    if isinstance(claim, Within):
+        return f"{sum(abs(x) < claim.margin for x in effects)} of {_count(len(effects), 'seed')} inside the margin"
+    side = f"beyond the margin of {claim.margin:g}" if claim.margin else "in favour"
+    return f"{sum(x > claim.margin for x in effects)} of {_count(len(effects), 'seed')} {side}"
 
 
 def _rho(claim: Claim) -> str:
@@ -133,7 +155,7 @@ def _along(evidence: Evidence, claim: Trend) -> str:
         return ""
     ends = [with_deviation([curve[place][1] for curve in curves]) for place in (0, -1)]
     first, last = curves[0][0][0], curves[0][-1][0]
-    return f"{claim.arm} {ends[0]} at {claim.key} {first}, {ends[1]} at {last}"
+    return f"{claim.arm} {ends[0]} at {claim.key} {first}; {ends[1]} at {claim.key} {last}"
 
 
 @dataclass(frozen=True)
@@ -178,7 +200,10 @@ def _controls(outcomes: Sequence[Outcome]) -> str:
     judged = [outcome for outcome in outcomes if outcome != "too few seeds"]
     if not judged:
         return "not judged" if outcomes else "no claim checks the study"
-    return f"{judged.count('supported')} of {len(judged)} hold"
+    parts = [f"{judged.count('supported')} of {len(judged)} hold"]
+    others: tuple[tuple[Outcome, str], ...] = (("contradicted", "failed"), ("inconclusive", "undecided"))
+    parts += [f"{judged.count(outcome)} {words}" for outcome, words in others if outcome in judged]
+    return ", ".join(parts)
 
 
 def summary_sentence(evidence: Sequence[Evidence]) -> str:
@@ -202,40 +227,40 @@ def _count(number_: int, one: str, many: str = "") -> str:
 
 @dataclass(frozen=True)
 class MeansTable:
-    """Arm x condition means of one metric; `share` is the length of a bar, 0 to 1, or None without bars."""
+    """Arm x condition means of one metric."""
 
     metric: str
     note: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[tuple[str, float | None], ...]], ...]
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
 
 
 def means_tables(evidence: Evidence, arranged: Arranged) -> list[MeansTable]:
     """Means and standard deviations over seeds of all final measurements.
 
-    Arms are rows where there are few conditions; where there are many, conditions are rows.
+    Arms are rows where there are few conditions; where there are many, conditions are rows. What all conditions share
+    is said once.
     """
     tables = []
     for metric, by_where in arranged.finals.items():
         wheres = list(by_where)
         arms = [arm for arm in evidence.study.arms if any(arm in by_where[where] for where in wheres)]
-        means = {(a, w): list(by_where[w][a].values()) for w in wheres for a in arms if a in by_where[w]}
-        top = max((abs(sum(values) / len(values)) for values in means.values()), default=0.0)
-        bars = top > 0 and all(sum(values) >= 0 for values in means.values())
-
-        def entry(arm: str, where: tuple, means: dict = means, top: float = top, bars: bool = bars) -> tuple:
-            values = means.get((arm, where))
-            if values is None:
-                return "", None
-            return with_deviation(values), round(sum(values) / len(values) / top, 3) if bars else None
-
-        names = [conditions(dict(where)) or "mean" for where in wheres]
+        shared = dict(set(wheres[0]).intersection(*map(set, wheres)))
+        names = [conditions({k: v for k, v in where if k not in shared}) or "mean ± sd" for where in wheres]
+        words = {
+            (arm, name): with_deviation(list(by_where[where][arm].values()))
+            for name, where in zip(names, wheres, strict=True)
+            for arm in arms
+            if arm in by_where[where]
+        }
         if len(wheres) <= 6 or len(wheres) <= len(arms):
-            columns, rows = names, [(arm, tuple(entry(arm, where) for where in wheres)) for arm in arms]
+            columns, rows = names, [(arm, tuple(words.get((arm, name), "") for name in names)) for arm in arms]
         else:
-            columns = arms
-            rows = [(name, tuple(entry(arm, where) for arm in arms)) for name, where in zip(names, wheres, strict=True)]
-        tables.append(MeansTable(metric, _metric_note(evidence, metric), tuple(columns), tuple(rows)))
+            columns, rows = arms, [(name, tuple(words.get((arm, name), "") for arm in arms)) for name in names]
+        note = _metric_note(evidence, metric)
+        if shared:
+            note += f"; {conditions({key: shared[key] for key, _ in wheres[0] if key in shared})}"
+        tables.append(MeansTable(metric, note, tuple(columns), tuple(rows)))
     return tables
 
 
