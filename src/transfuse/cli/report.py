@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,7 @@ def report(
         raise UserError(f"--out {str(out)!r} is a file", "a folder")
     from transfuse.study.evidence import gather
 
+    gc.disable()  # millions of measurements, none of them garbage: looking for some would take half of the time
     evidence = gather(store, registry)
     if not evidence:
         raise UserError(

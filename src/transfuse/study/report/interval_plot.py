@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from transfuse.statistics import Estimate
 from transfuse.study.report.axis import WIDTH, Axis, axis_around, drawing, line, text
@@ -80,7 +81,7 @@ def interval_plot(rows: Sequence[Row], title: str, ends: tuple[str, str] = ("", 
         parts.append(_grid(axis, ticks, y + 5, bottom))
         parts += _limits(row, axis, y + 5, bottom)
         for index, mark in enumerate(row.marks):
-            parts += _mark(mark, axis, y + 14 + index * _MARK, row.label)
+            parts += _mark(mark, axis, y + 14 + index * _MARK)
         y = bottom + 7
     parts += [text(axis.at(tick), y + 6, number(tick), "tick", "middle") for tick in ticks]
     if any(ends):
@@ -123,12 +124,11 @@ def _limits(row: Row, axis: Axis, top: float, bottom: float) -> list[str]:
     return [f"{drawn}<title>margin {number(row.margin)}</title></line>"]
 
 
-def _mark(mark: Mark, axis: Axis, y: float, label: str) -> list[str]:
+def _mark(mark: Mark, axis: Axis, y: float) -> list[str]:
     estimate = mark.estimate
     low, high = max(estimate.low, axis.low), min(estimate.high, axis.high)
     look = " ".join(filter(None, ("mark", mark.look, "hollow" if mark.hollow else "")))
-    spoken = escape(f"{label}: {mark.words()}")
-    parts = [f'<g class="{look}" tabindex="0" role="img" aria-label="{spoken}"><title>{mark.words()}</title>']
+    parts = [f'<g class="{look}" tabindex="0" role="img"><title>{mark.words()}</title>']
     if math.isfinite(estimate.low):
         strokes = f"M{axis.at(low):g} {y:g}H{axis.at(high):g}"
         for bound in (estimate.low, estimate.high):
@@ -138,11 +138,17 @@ def _mark(mark: Mark, axis: Axis, y: float, label: str) -> list[str]:
     x = axis.at(estimate.mean)
     parts.append(f'<path d="M{x - 6:g} {y:g}l6-6 6 6-6 6z" class="mean"/></g>')
     if len(mark.seeds) > _MOST_DOTS:
-        dots = "".join(f"M{axis.at(value):g} {y + 9:g}h0" for value in mark.seeds.values())
-        return [*parts, f'<path d="{dots}" class="seeds"/>']
+        return [*parts, f'<path d="{_dots([axis.at(value) for value in mark.seeds.values()], y + 9)}" class="seeds"/>']
     parts += [
         f'<circle cx="{axis.at(value):g}" cy="{y + 9:g}" r="2.6" class="seed">'
         f"<title>{mark.name}seed {seed}: {signed(value)}</title></circle>"
         for seed, value in sorted(mark.seeds.items())
     ]
     return parts
+
+
+def _dots(places: Iterable[float], y: float) -> str:
+    """Many dots as one path, from left to right; of those that would cover each other one is drawn."""
+    first, *others = sorted({round(place) for place in places})
+    steps = [after - before for before, after in itertools.pairwise([first, *others])]
+    return f"M{first} {y:g}h0" + "".join(f"m{step} 0h0" for step in steps)

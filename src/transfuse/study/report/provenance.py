@@ -104,11 +104,14 @@ def _seeds_to_type(seeds: list[int]) -> str:
     return ",".join(map(str, seeds)) if len(seeds) > 1 else f"{seeds[0]}-{seeds[0]}"
 
 
+_MOST_ROWS = 30  # of cells whose cost is told one by one
+
+
 def cost_rows(evidence: Evidence) -> list[CostRow]:
-    """One row a cell, then their total."""
+    """One row a cell, unless there are very many, then their total."""
     rows = [
         CostRow(str(cell.spec.seed), duration(wall), duration(cpu), f"{number(memory)} MB")
-        for cell in evidence.cells
+        for cell in (evidence.cells if len(evidence.cells) <= _MOST_ROWS else ())
         for wall, cpu, memory in [_cost(cell.cost)]
     ]
     costs = [_cost(cell.cost) for cell in evidence.cells]

@@ -93,6 +93,7 @@ function wordsOf(target) {
     const title = element.querySelector(":scope > title");
     if (title) {
       element.dataset.tip = title.textContent;
+      element.setAttribute("aria-label", title.textContent);
       title.remove();
     }
     if (element.dataset.tip) return element.dataset.tip;
