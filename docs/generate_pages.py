@@ -56,7 +56,7 @@ def pages(results: Path = ROOT / "results") -> dict[str, str]:
 
 def navigation(text: str) -> str:
     """mkdocs.yml with an entry for each method."""
-    lines = "".join(f"- methods/{entry.id}.md\n" for entry in _entries())
+    lines = "".join(f"- {entry.id}: methods/{entry.id}.md\n" for entry in _entries())
     return _NAVIGATION.sub(lambda m: m[1] + m[2] + re.sub("^(?=.)", m[1], lines, flags=re.MULTILINE), text)
 
 
@@ -114,8 +114,8 @@ def _card(entry: Entry) -> Iterator[str]:
         ("Family, status", f"{card.family}, {card.status}"),
         ("Paper", f"{_escaped(card.authors)} ({card.year}), [{_escaped(card.title)}]({card.url}), {card.venue}"),
     ]
-    yield ""
-    yield _table(("", ""), rows)
+    yield "\n## Card\n"
+    yield from (f"- **{name}**: {words}" for name, words in rows)
 
 
 def _use(entry: Entry) -> Iterator[str]:

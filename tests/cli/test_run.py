@@ -219,6 +219,16 @@ def test_compare_finds_what_differs(undisturbed: tuple[Path, str], transfuse: Ca
     ]
 
 
+def test_compare_draws_a_page(undisturbed: tuple[Path, str], transfuse: Callable, workplace: Path) -> None:
+    done = transfuse("compare", undisturbed[0], undisturbed[0], "--out", "compare.html")
+    assert (done.status, done.out.strip()) == (0, "written: compare.html")
+    page = (workplace / "compare.html").read_text(encoding="utf-8")
+    assert "hold the same numbers, bit for bit" in page and "No verdict differs." in page
+    assert '<g class="mark' in page and "Differences, seed by seed" not in page  # there is none
+    refused = transfuse("compare", undisturbed[0], undisturbed[0], "--out", ".")
+    assert refused.status == 2 and "a file to write" in refused.err
+
+
 def test_forecast_weighs_cells_and_corrects_itself() -> None:
     forecast = Forecast({"short": 1.0, "long": 9.0, "other": 10.0}, jobs=1, now=0.0)
     assert forecast.left(now=0.0) == 20.0
