@@ -11,7 +11,7 @@ from transfuse.study.report.axis import Panel
 from transfuse.study.report.figures import conditions
 from transfuse.study.report.interval_plot import Mark, Row, interval_plot
 from transfuse.study.report.palette import SIGNS, outcome_class
-from transfuse.study.report.tables import head, shown_estimate
+from transfuse.study.report.tables import head
 
 ENDS = ("← against the claim", "in favour →")
 CAPTION = (
@@ -55,7 +55,7 @@ def claim_row(claim: Claim, sign: str, marks: Sequence[Mark]) -> Row:
 
 
 def mark(verdict: Verdict, name: str = "") -> Mark:
-    estimate = shown_estimate(verdict)
+    estimate = verdict.estimate
     assert estimate is not None  # rows are made of verdicts that have effects
     return Mark(estimate, verdict.effects, outcome_class(verdict.outcome), name)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from transfuse.statistics import Estimate
 from transfuse.study.claims import OUTCOMES, Claim, Outcome, Trend, Verdict, Within, needed_note
 from transfuse.study.evidence import Evidence
 from transfuse.study.report.arrange import Arranged
@@ -73,7 +72,7 @@ def claim_rows(evidence: Evidence) -> list[ClaimRow]:
 
 
 def _row(evidence: Evidence, verdict: Verdict) -> ClaimRow:
-    claim, estimate = verdict.claim, shown_estimate(verdict)
+    claim, estimate = verdict.claim, verdict.estimate
     items = evidence.item_interval(claim) if estimate is not None else None
     judged = verdict.outcome != "too few seeds"
     return ClaimRow(
@@ -105,14 +104,6 @@ def _row(evidence: Evidence, verdict: Verdict) -> ClaimRow:
         sort_effect=estimate.mean if estimate else 0.0,
         sort_p=verdict.p_holm,
     )
-
-
-def shown_estimate(verdict: Verdict) -> Estimate | None:
-    """The estimate as it is shown: a rank correlation cannot lie beyond 1, whatever the t interval says."""
-    found = verdict.estimate
-    if found is None or not isinstance(verdict.claim, Trend) or found.pairs < 2:
-        return found
-    return replace(found, low=max(-1.0, found.low), high=min(1.0, found.high))
 
 
 def head(claim: Claim) -> str:
