@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from transfuse.cache import cache_folder
 
 OUT_OF_SPACE = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT") if hasattr(errno, name))
+_PARTIAL = re.compile(r"\.([^/\\]+)\.\d+\.partial$")  # see transfuse.atomic
 _ROOM = 2**20  # bytes; a disk with less is full for us
 _NOT_DISKS = ("efivarfs", "squashfs", "iso9660")  # always full
 
@@ -18,11 +20,16 @@ _NOT_DISKS = ("efivarfs", "squashfs", "iso9660")  # always full
 def out_of_space(error: OSError) -> str:
     """One line for an error with a number of `OUT_OF_SPACE`: what could not be written, or the folders to look at."""
     if error.filename is not None:
-        place = repr(str(error.filename))
+        place = repr(final_name(str(error.filename)))
     else:
         full = dict.fromkeys(str(folder) for folder in _places() if _is_full(folder))
         place = ", ".join(map(repr, full)) or f"a large file, or a quota; the cache is {str(cache_folder())!r}"
     return f"no space left on device ({place}); make room, or set TRANSFUSE_CACHE or TMPDIR to another folder"
+
+
+def final_name(path: str) -> str:
+    """What the user calls a file that is written under a temporary name first."""
+    return _PARTIAL.sub(r"\1", path)
 
 
 def _places() -> Iterator[Path]:

@@ -87,6 +87,22 @@ def test_damaged_file_is_named(transfuse: Callable, workplace: Path) -> None:
     assert path.read_bytes() == b"on"  # the user's file is the user's to delete
 
 
+@pytest.mark.parametrize("damage", ["cut", "flipped", "no gzip", "empty"])
+def test_damaged_packed_files_are_named(damage: str, transfuse: Callable, workplace: Path) -> None:
+    whole = gzip.compress(CONTENT * 100)
+    content = {
+        "cut": whole[:-20], "flipped": whole[:12] + bytes([whole[12] ^ 255]) + whole[13:],
+        "no gzip": b"one", "empty": b"",
+    }[damage]  # fmt: skip
+    for place in (workplace / "usb", workplace.parent / "data"):
+        (place / "words").mkdir(parents=True)
+        path = place / "words" / "words.txt.gz"
+        path.write_bytes(content)
+        done = transfuse("data", "get", "words", "--from", "usb")
+        assert done.status == 2 and done.err.count("\n") == 1 and "words.txt" in done.err, done
+    assert transfuse("data", "list", "--verify").status == 1
+
+
 def test_report_hands_over_the_evidence(transfuse: Callable, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = {
         "format": 1, "study": "mean_shift", "scale": "small", "seed": 0, "code": "0" * 16, "settings": {}, "data": {},

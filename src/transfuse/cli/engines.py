@@ -6,7 +6,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge
 
 from transfuse.config import merge, parse_assignments, resolve
 from transfuse.errors import UserError
@@ -22,7 +24,7 @@ class RaySettings:
     """Table [ray]."""
 
     address: str | None = None
-    retries: int = 2
+    retries: Annotated[int, Ge(0)] = 2
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,9 @@ class SlurmSettings:
     """Table [slurm]; all other keys are submitit's."""
 
     cluster: str = "slurm"
-    minutes: int = 60
-    retries: int = 2
-    jobs: int = 8
+    minutes: Annotated[int, Ge(1)] = 60
+    retries: Annotated[int, Ge(0)] = 2
+    jobs: Annotated[int, Ge(1)] = 8
     logs: Path | None = None
 
 

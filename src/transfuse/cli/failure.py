@@ -8,11 +8,10 @@ from pathlib import Path
 
 import click
 
-from transfuse.disk import OUT_OF_SPACE, out_of_space
+from transfuse.disk import OUT_OF_SPACE, final_name, out_of_space
 from transfuse.errors import UserError, did_you_mean
 
 _NO_COMMAND = re.compile(r"No such command '([^']*)'")
-_PARTIAL = re.compile(r"\.([^/\\]+)\.\d+\.partial$")  # see transfuse.atomic
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -32,7 +31,7 @@ def describe(error: Exception) -> tuple[str, int]:
         error = UserError(_lower(error.format_message()))
     elif isinstance(error, OSError) and _is_users(error):
         error = _from_os(error)
-    elif isinstance(error, MemoryError):
+    elif isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # the second is torch's
         error = UserError("not enough memory", fix="give it less at once, or a machine with more")
     if isinstance(error, UserError):
         return _one_line(f"error: {error}"), 2
@@ -68,10 +67,10 @@ def _is_users(error: OSError) -> bool:
 
 
 def _from_os(error: OSError) -> UserError:
-    if error.errno in OUT_OF_SPACE and error.filename is None:
+    if error.errno in OUT_OF_SPACE:
         return UserError(out_of_space(error))
     reason = (error.strerror or type(error).__name__).lower()
-    place = f"{_named(str(error.filename))!r}: " if error.filename is not None else ""
+    place = f"{final_name(str(error.filename))!r}: " if error.filename is not None else ""
     expected = {
         errno.ENOENT: "a path that exists",
         errno.EACCES: "a path that you may read, or write where something is to be written",
@@ -80,11 +79,6 @@ def _from_os(error: OSError) -> UserError:
         errno.EEXIST: "no file where a folder must be",
     }.get(error.errno or 0, "")
     return UserError(f"{place}{reason}", expected)
-
-
-def _named(path: str) -> str:
-    """What the user calls a file that is written under a temporary name first."""
-    return _PARTIAL.sub(r"\1", path)
 
 
 def _lower(message: str) -> str:

@@ -89,7 +89,11 @@ class MethodGroup(TyperGroup):
         def call(**values: Any) -> None:
             _check_out(values.get("out"))
             ours = {option.name or "": values.pop(option.name or "") for option in extra}
-            self.finish(entry.id, getattr(import_method(entry), self.function)(**values), ours)
+            try:
+                result = getattr(import_method(entry), self.function)(**values)
+            except RecursionError:  # of a JSON reader; the method itself walks no trees
+                raise UserError(f"a file for {self.function} {entry.id} is nested too deeply", "plain rows") from None
+            self.finish(entry.id, result, ours)
 
         return click.Command(
             entry.id, callback=call, params=[*options, *extra], help=inspect.getdoc(function),

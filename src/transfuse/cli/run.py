@@ -66,7 +66,10 @@ def run(
         typer.Option(min=1, metavar="N", help="Cells at once [default: one a core; all of a Ray cluster; 8 on Slurm]."),
     ] = None,
     threads: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Threads a cell; numbers repeat bit for bit at the same count only.")
+        int,
+        typer.Option(
+            min=1, max=1024, metavar="N", help="Threads a cell; numbers repeat bit for bit at the same count only."
+        ),
     ] = 1,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, or auto (a GPU if there is one).")] = "cpu",
     results: ResultsOption = None,

@@ -58,7 +58,10 @@ def _rows(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
     else:
         csv.field_size_limit(2**24)
         delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-        rows = list(csv.DictReader(io.StringIO(content, newline=""), delimiter=delimiter))
+        try:
+            rows = list(csv.DictReader(io.StringIO(content, newline=""), delimiter=delimiter))
+        except csv.Error as error:
+            raise UserError(f"{str(path)!r} cannot be read: {error}", f"columns {' and '.join(needed)}") from None
     if not rows:
         raise UserError(f"{str(path)!r} holds no rows", f"columns {' and '.join(needed)}")
     for number, row in enumerate(rows, 1):
@@ -75,7 +78,7 @@ def _rows(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
 def _object(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         row = None
     if not isinstance(row, dict):
         raise UserError(f"line {number} of {str(path)!r} is not a JSON object", "one object a line")

@@ -15,7 +15,7 @@ import numpy as np
 
 from transfuse.errors import MissingExtraError, UserError
 from transfuse.hosts.feature_cache import cached, texts_digest
-from transfuse.nets.encoder import quiet_loading
+from transfuse.hosts.model_folder import loading
 
 Encoder = Callable[[Sequence[str]], np.ndarray]
 
@@ -56,12 +56,10 @@ class SentenceEncoder:
         if self._model is None:
             from sentence_transformers import SentenceTransformer
 
-            try:
-                with quiet_loading():
-                    self._model = SentenceTransformer(self.folder, device=self.device, trust_remote_code=False)
-            except (OSError, ValueError) as error:
-                reason = str(error).splitlines()[0]
-                raise UserError(f"cannot load the sentence encoder {self.folder!r}: {reason}") from None
+            with loading(self.folder):
+                self._model = SentenceTransformer(
+                    self.folder, device=self.device, trust_remote_code=False, model_kwargs={"use_safetensors": True}
+                )
             if self.max_tokens is not None:
                 self._model.max_seq_length = self.max_tokens
         return self._model
@@ -100,6 +98,8 @@ def tfidf_encoder(components: int = 64, seed: int = 0) -> Encoder:
         except ValueError:
             raise UserError("the texts hold no words", "texts in words, for tf-idf") from None
         size = max(1, min(components, min(words.shape) - 1))
+        if words.shape[1] < 2:
+            raise UserError("the texts hold one word only", "texts in words, for tf-idf")
         z = TruncatedSVD(size, random_state=seed).fit_transform(words)
         return (z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from transfuse.errors import UserError
 from transfuse.hosts.encoder_features import Pooling, batches_by_length, check_texts, pool
+from transfuse.hosts.model_folder import SAFELY, loading
 
 
 @dataclass(frozen=True)
@@ -197,19 +198,24 @@ def load_classifier(name: str | Path) -> tuple[nn.Module, Any]:
     if (Path(name) / "adapter_config.json").is_file():
         from peft import AutoPeftModelForSequenceClassification
 
-        model = AutoPeftModelForSequenceClassification.from_pretrained(str(name)).eval()
+        with loading(name):
+            model = AutoPeftModelForSequenceClassification.from_pretrained(str(name), **SAFELY).eval()
         return model, load_tokenizer(str(model.peft_config["default"].base_model_name_or_path))
-    return _load(name, "AutoModelForSequenceClassification"), load_tokenizer(name)
+    from transformers import AutoModelForSequenceClassification as AutoClassifier
+
+    with loading(name):
+        model, report = AutoClassifier.from_pretrained(str(name), output_loading_info=True, **SAFELY)
+    if missing := sorted(report["missing_keys"]):  # the host would go on with a head of random weights
+        raise UserError(f"{str(name)!r} has no weights for {missing[0]}", "a fine-tuned classifier, not an encoder")
+    return model.eval(), load_tokenizer(name)
 
 
 def load_tokenizer(name: str | Path) -> Any:
     """The tokenizer of a folder or hub name."""
     from transformers import AutoTokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(str(name))
-    except (OSError, ValueError) as error:
-        raise _no_model(name, error) from None
+    with loading(name):
+        return AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
 
 
 def find_pretrained(model: nn.Module, pretrained: str | None = None) -> nn.Module:
@@ -261,12 +267,5 @@ def _same_weights(base: nn.Module, model: nn.Module) -> bool:
 def _load(name: str | Path, auto_class: str) -> nn.Module:
     import transformers
 
-    try:
-        return getattr(transformers, auto_class).from_pretrained(str(name)).eval()
-    except (OSError, ValueError) as error:
-        raise _no_model(name, error) from None
-
-
-def _no_model(name: str | Path, error: Exception) -> UserError:
-    reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-    return UserError(f"no model could be loaded from {str(name)!r} ({reason})", "a model folder or a hub name")
+    with loading(name):
+        return getattr(transformers, auto_class).from_pretrained(str(name), **SAFELY).eval()

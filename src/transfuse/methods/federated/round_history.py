@@ -77,25 +77,36 @@ def as_rounds(history: Sequence[Round | Mapping[str, Any]]) -> list[Round]:
 
 def _round(item: Mapping[str, Any], index: int) -> Round:
     try:
-        norms = tuple(float(x) for x in item.get("update_norms") or ())
-        weights = tuple(float(x) for x in item.get("weights") or ())
+        norms = tuple(float(x) for x in _list(item, "update_norms"))
+        weights = tuple(float(x) for x in _list(item, "weights"))
+        if not all(0 <= x < math.inf for x in (*norms, *weights)):
+            raise ValueError("update_norms or weights that are negative or not finite")
         number = int(item.get("round", index + 1))
         if item.get("gsi") not in (None, ""):
             value = float(item["gsi"])
         else:
             p = np.array(weights or [1.0] * len(norms))
             mean = float(item["mean_update_norm"])
+            if not 0 <= mean < math.inf:
+                raise ValueError(f"mean_update_norm = {mean}")
             if not norms or len(p) != len(norms) or not p.sum() > 0:
                 raise KeyError("update_norms")
             value = math.sqrt(float(p @ np.square(norms)) / float(p.sum())) / mean if mean > 0 else 1.0
-        return Round(number, value, tuple(item.get("clients") or ()), norms, weights)
+        return Round(number, value, tuple(_list(item, "clients")), norms, weights)
     except KeyError as error:
         known = ", ".join(map(str, item)) or "nothing"
         raise UserError(
             f"round {index + 1} of the history has {known}", "gsi, or update_norms and mean_update_norm"
         ) from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"round {index + 1} of the history: {error}", "numbers") from None
+
+
+def _list(item: Mapping[str, Any], key: str) -> Sequence[Any]:
+    value = item.get(key) or ()
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"{key} = {value!r} is no list")
+    return value
 
 
 def read_history(path: Path | str) -> list[Round]:
@@ -115,7 +126,7 @@ def read_history(path: Path | str) -> list[Round]:
         else:
             loaded = json.loads(text)
             items = loaded["rounds"] if isinstance(loaded, dict) else loaded
-    except (json.JSONDecodeError, KeyError, csv.Error) as error:
+    except (ValueError, RecursionError, KeyError, csv.Error) as error:
         raise UserError(f"{str(path)!r} cannot be read as a history: {error}", _FORMS) from None
     if not isinstance(items, list) or not items or not all(isinstance(item, Mapping) for item in items):
         raise UserError(f"{str(path)!r} holds no list of rounds", _FORMS)
@@ -132,11 +143,15 @@ def read_label_counts(path: Path | str) -> dict[str, list[float]]:
     """Client -> examples of each class, from a JSON object."""
     try:
         loaded = json.loads(read_utf8(path))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{str(path)!r} is not valid JSON: {error}", "an object client -> list of counts") from None
-    if not isinstance(loaded, dict) or not all(isinstance(value, list) for value in loaded.values()):
-        raise UserError(f"{str(path)!r} holds no object client -> list of counts")
+    if not isinstance(loaded, dict) or not all(map(_is_counts, loaded.values())):
+        raise UserError(f"{str(path)!r} holds something else", "an object client -> list of counts")
     return loaded
+
+
+def _is_counts(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) in (int, float) and 0 <= n < 1e15 for n in value)
 
 
 def _csv_row(row: Mapping[str, str | None]) -> dict[str, Any]:
@@ -215,6 +230,8 @@ def report(
         raise UserError(f"a history of {len(rounds)} rounds", f"at least {MIN_ROUNDS}")
     if draws < 200:
         raise UserError(f"{draws} permutations", "at least 200")
+    if not 0 <= beta < 1:
+        raise UserError(f"beta = {beta}", "the weight of the past, from 0 to below 1")
     logs = np.log(ratios(rounds, beta))[1:]  # the first round has no baseline
     rng = np.random.default_rng(seed)
     shuffled = np.stack([rng.permutation(logs) for _ in range(draws)])  # (draws, rounds - 1)

@@ -115,6 +115,10 @@ class Config:
             )
         if self.temperature is not None and not self.temperature > 0:
             raise UserError(f"temperature = {self.temperature}", "a positive number, or none for equal chances")
+        if self.num_clusters is not None and self.num_clusters < 1:
+            raise UserError(f"num_clusters = {self.num_clusters}", "at least 1, or none for about one for 50 entities")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed = {self.seed}", f"a number from 0 to {2**32 - 1}")
 
 
 def neighbourhoods(embeddings: np.ndarray, num_entities: int, config: Config) -> Neighbourhoods:
@@ -313,6 +317,8 @@ def apply(
 
 def make_encoder(name: str) -> Encoder:
     """An encoder by name: packaged (MiniLM), tfidf, or any sentence-transformers model."""
+    if not name.strip():
+        raise UserError(f"encoder {name!r}", "packaged, tfidf, or a sentence-transformers model by name or folder")
     if name == "packaged":
         return packaged_encoder()
     return tfidf_encoder() if name == "tfidf" else load_encoder(name)
