@@ -188,6 +188,51 @@ def test_stale_and_unreadable_cells_are_seen_and_renewed(
     assert "no stale cells" in transfuse("run", "--stale").out
 
 
+def make_stale(folder: Path, change: Callable[[str], str] = lambda text: text) -> None:
+    """As if all cells had been made by other code."""
+    for path in sorted(folder.rglob("*.json")):
+        text = path.read_text(encoding="utf-8")
+        code = json.loads(text)["code"]
+        old = path.with_name(path.name.replace(code, "0" * 16))
+        old.write_text(change(text.replace(code, "0" * 16)), encoding="utf-8")
+        path.unlink()
+        if path.with_suffix(".npz").exists():
+            path.with_suffix(".npz").rename(old.with_suffix(".npz"))
+
+
+def test_stale_cells_are_kept_where_a_seed_shows_the_same_numbers(
+    undisturbed: tuple[Path, str], transfuse: Callable, workplace: Path
+) -> None:
+    shutil.copytree(undisturbed[0], "results")
+    make_stale(Path("results"))
+    done = transfuse("run", "--stale", "--verify", "1", "--jobs", "1")
+    assert done.status == 0, done.err
+    assert "1 cell run" in done.out
+    assert "seed 0 as stored, bit for bit; 4 cells kept" in done.out
+    assert numbers(Path("results")) == numbers(undisturbed[0])
+    cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path("results").rglob("*.json"))]
+    assert [cell["environment"].get("kept") for cell in cells] == [
+        None,
+        *[[{"code": "0" * 16, "equal_on_seeds": [0]}]] * 4,
+    ]
+    assert "no stale cells" in transfuse("run", "--stale").out
+    transfuse("report", "--out", "page")
+    assert "seed 0" in Path("page/report.md").read_text(encoding="utf-8")
+
+
+def test_stale_cells_are_all_run_where_a_seed_shows_other_numbers(
+    undisturbed: tuple[Path, str], transfuse: Callable, workplace: Path
+) -> None:
+    shutil.copytree(undisturbed[0], "results")
+    make_stale(Path("results"), lambda text: re.sub(r'("centred", "gap", )[-0-9.e]+', r"\g<1>0.5", text, count=1))
+    done = transfuse("run", "--stale", "--verify", "1", "--jobs", "1")
+    assert done.status == 0, done.err
+    assert "other numbers than were stored; 4 cells to run" in done.out
+    assert "4 cells run" in done.out
+    assert numbers(Path("results")) == numbers(undisturbed[0])
+    assert transfuse("run", "mean_shift", "--verify", "1").status == 2
+
+
 def test_show_and_status_read_the_stored_cells(undisturbed: tuple[Path, str], transfuse: Callable) -> None:
     for _ in range(2):  # judged, then from the cache
         out = transfuse("show", "mean_shift", "--results", undisturbed[0]).out

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -32,11 +32,10 @@ from transfuse.cli.selection import (
 from transfuse.cli.tables import count
 from transfuse.config import merge, parse_assignments, read_toml
 from transfuse.errors import UserError
-from transfuse.registry import Entry, Registry
+from transfuse.registry import Registry
 
 if TYPE_CHECKING:
     from transfuse.cli.tracking import Tracking
-    from transfuse.study.evidence import Evidence
     from transfuse.study.launch import Job, Launcher
     from transfuse.study.mirror import Mirror
     from transfuse.study.plan import Plan, StudyPlan
@@ -53,6 +52,14 @@ def run(
     everything: Annotated[bool, typer.Option("--all", help="All studies.")] = False,
     showcase: Annotated[bool, typer.Option("--showcase", help="The studies that `make run` shows.")] = False,
     stale: Annotated[bool, typer.Option("--stale", help="Renew stored cells that other code made.")] = False,
+    verify: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="With --stale: run N seeds a study; if their numbers are as stored, keep the others'.",
+        ),
+    ] = None,
     scale: Annotated[str, typer.Option(metavar="SCALE", help="quick, small, public or full.")] = "small",
     seeds: Annotated[
         str | None, typer.Option(metavar="N|LIST", help="How many (5), or which (0,3,7-9); the study's own by default.")
@@ -94,8 +101,10 @@ def run(
     on the engine. Tables [ray] and [slurm] of the --config file hold what --engine-set may also say. Exit status 1
     if a cell failed.
     """
+    from transfuse.cli.renewal import Renewal
     from transfuse.cli.tracking import Tracking
     from transfuse.study.launch import Job
+    from transfuse.study.mirror import mirror_at
     from transfuse.study.plan import Plan, default_jobs, make_plan
     from transfuse.study.store import Store
 
@@ -114,12 +123,16 @@ def run(
         results=store.folder, output=debugging(),
     )  # fmt: skip
     tracking = Tracking(track)
+    renewal = None
+    if verify is not None and not stale:
+        raise UserError("--verify without --stale", "both, to renew stored cells that other code made")
     if stale:
         if overrides or seeds:
             raise UserError(
                 "--stale together with other settings or seeds", "--stale alone: it repeats what was stored"
             )
-        plan = _stale_plan(registry, entries, store, wanted)
+        renewal = Renewal(registry, entries, store, wanted, verify)
+        plan = renewal.plan
         if not plan.cells:
             typer.echo(f"no stale cells in {str(store.folder)!r}", err=json)
             return
@@ -140,6 +153,11 @@ def run(
     else:
         typer.echo(plan_text(plan, width, store.folder) + "\n")
     failed = _execute(plan, registry, launcher, job, width, tracking, json)
+    if renewal is not None and verify is not None:
+        rest = renewal.keep_equal(mirror_at(store.folder))
+        for line in renewal.lines:
+            typer.echo(line, err=json)
+        failed += _execute(rest, registry, launcher, job, width, tracking, json) if rest.pending else 0
     if failed:
         raise typer.Exit(1)
 
@@ -239,34 +257,6 @@ def _judge(plan: StudyPlan, store: Store, registry: Registry, reporter: Reporter
             summary = summarise(evidence)
             reporter.verdicts(summary)
             tracking.verdicts(summary)
-
-
-def _stale_plan(registry: Registry, entries: Sequence[Entry], store: Store, device: str) -> Plan:
-    """The stale cells of the store, with the settings that they had."""
-    from transfuse.study.evidence import gather
-    from transfuse.study.plan import Plan
-
-    chosen = [entry.id for entry in entries] or None
-    plans = [_renewal(evidence, store, device) for evidence in gather(store, registry, chosen) if evidence.stale]
-    return Plan(tuple(sorted(plans, key=lambda plan: plan.seconds)))
-
-
-def _renewal(evidence: Evidence, store: Store, device: str) -> StudyPlan:
-    from transfuse.study.plan import make_plan
-
-    settings: Mapping[str, Any] = evidence.settings
-    try:
-        plan = make_plan(
-            [evidence.entry], store, scale=evidence.scale, seeds=evidence.stale, overrides=settings,
-            device=str(settings.get("device", device)),
-        )  # fmt: skip
-    except UserError as error:
-        raise UserError(
-            f"stale cells of {evidence.study.id!r} at scale {evidence.scale} cannot be renewed as they were ({error})",
-            fix=f"delete {str(store.folder / evidence.study.id / evidence.scale)!r} and type: "
-            f"transfuse run {evidence.study.id} --scale {evidence.scale}",
-        ) from None
-    return plan.studies[0]
 
 
 def _choice(option: str, given: str, known: Sequence[str]) -> None:

@@ -11,10 +11,11 @@ import contextlib
 import hashlib
 import json
 import math
+import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,19 @@ class Store:
                 if _is_abandoned(leftover):
                     leftover.unlink(missing_ok=True)
         return path
+
+    def renew(self, cell: Cell, code: str, seeds: Sequence[int]) -> Path:
+        """Keep a cell under today's code, which gave bit-equal numbers on other seeds; the cell says so from now on."""
+        spec = replace(cell.spec, code=code)
+        ran = {"code": cell.spec.code, "equal_on_seeds": list(seeds)}
+        kept = replace(
+            cell, spec=spec, environment={**cell.environment, "kept": [*cell.environment.get("kept", []), ran]}
+        )
+        samples = cell.path.with_suffix(".npz") if cell.path else None
+        if samples is not None and samples.exists():
+            with replacing(self.path(spec).with_suffix(".npz")) as temporary:
+                shutil.copyfile(samples, temporary)
+        return self.write(kept)
 
     def read(self, path: Path) -> Cell:
         """One cell; a file that cannot be read is an error of one line."""

@@ -380,7 +380,7 @@ def negative_sampling_report(
 def audit(
     history: Annotated[Path, "rounds of any federation: JSON, JSONL or CSV with gsi, or update norms, for each round"],
     labels: Annotated[Path | None, "JSON file: client -> examples of each class, where they may be known"] = None,
-    beta: Annotated[float, "weight of the past in the baseline of the indicator"] = 0.9,
+    beta: Annotated[float, "weight of the past in the baseline of the indicator"] = Config.beta,
     draws: Annotated[int, "permutations of rounds for the null calibration"] = 2000,
 ) -> AuditReport:
     """Does this federation suffer from one-sided client draws, and would an adaptive server step see them?"""

@@ -145,6 +145,9 @@ def _environment(environment: Mapping[str, Any]) -> str:
         f"Python {environment.get('python', '?')}",
         *(f"{name} {version}" for name, version in versions.items()),
     ]
+    if kept := environment.get("kept"):
+        seeds = sorted({seed for change in kept for seed in change["equal_on_seeds"]})
+        parts.append(f"code changed since, with equal numbers on seed {seed_list(seeds)}")
     return "; ".join(parts)
 
 
