@@ -11,7 +11,7 @@ from transfuse.errors import UserError
 from transfuse.registry import Entry, Registry
 from transfuse.study.evidence import Evidence, gather
 from transfuse.study.mirror import Mirror
-from transfuse.study.plan import Plan, StudyPlan, make_plan
+from transfuse.study.plan import Plan, StudyPlan, data_digest, make_plan
 from transfuse.study.store import Cell, Store
 
 
@@ -74,6 +74,8 @@ def _same(new: Cell, old: Cell) -> bool:
 
 def _renewal(evidence: Evidence, store: Store, device: str) -> StudyPlan:
     settings: Mapping[str, Any] = evidence.settings
+    for set_id in evidence.study.data.get(evidence.scale, ()):
+        data_digest(set_id)  # data that are missing have a remedy of their own
     try:
         plan = make_plan(
             [evidence.entry], store, scale=evidence.scale, seeds=evidence.stale, overrides=settings,

@@ -99,7 +99,7 @@ def _plan_study(
         layers.append({"device": device})
     settings = to_plain(resolve(study.settings, *layers, name=f"settings of {study.id}"))
     _check_finite(settings, f"settings of {study.id}")
-    data = {set_id: _digest(set_id) for set_id in study.data.get(scale, ())}
+    data = {set_id: data_digest(set_id) for set_id in study.data.get(scale, ())}
     code = fingerprint(entry.study_module or "")
     cells = tuple(
         CellSpec(study.id, scale, seed, settings, data, code) for seed in _seeds(seeds, study.seed_count(scale))
@@ -143,7 +143,7 @@ def _check_finite(value: Any, name: str) -> None:
         raise UserError(f"{name} = {value}", "a finite number")
 
 
-def _digest(set_id: str) -> str:
+def data_digest(set_id: str) -> str:
     missing = missing_files(set_id)
     if missing:
         raise UserError(
