@@ -218,21 +218,31 @@ def _from_json(table: Mapping[str, Any], path: Path) -> Cell:
     if table["format"] != FORMAT:
         raise ValueError(f"format {table['format']!r}, this version reads {FORMAT}")
     spec = CellSpec(table["study"], table["scale"], table["seed"], table["settings"], table["data"], table["code"])
-    measurements = tuple(_from_row(row) for row in table["measurements"])
+    measurements = _from_rows(table["measurements"])
     cell = Cell(spec, measurements, table["cost"], table["environment"], tuple(table["warnings"]), path)
     _check(cell)
     return cell
 
 
-def _from_row(row: list[Any]) -> Measurement:
-    value, step = float(row[2]), row[4] if len(row) > 4 else None
-    if not (isinstance(row[0], str) and isinstance(row[1], str) and isinstance(row[3], dict)):
-        raise ValueError(f"{row[:4]} is not [arm, metric, value, conditions]")
-    if not math.isfinite(value) or not (step is None or math.isfinite(step)):
-        raise ValueError(f"{row[1]} of {row[0]} is not a finite number")
-    if not all(isinstance(condition, str | int | float) for condition in row[3].values()):
-        raise ValueError(f"conditions {row[3]} are not plain values")
-    return Measurement(row[0], row[1], value, row[3], step)
+def _from_rows(rows: list[list[Any]]) -> tuple[Measurement, ...]:
+    """Rows as measurements. Conditions repeat from row to row: each set is checked once, and shared from then on."""
+    known: dict[tuple[Any, ...], dict[str, Any]] = {}
+    made = []
+    for row in rows:
+        arm, metric, value, where = row[:4]
+        step = row[4] if len(row) > 4 else None
+        if arm.__class__ is not str or metric.__class__ is not str or where.__class__ is not dict:
+            raise ValueError(f"{row[:4]} is not [arm, metric, value, conditions]")
+        value = float(value)
+        if not math.isfinite(value) or not (step is None or math.isfinite(step)):
+            raise ValueError(f"{metric} of {arm} is not a finite number")
+        items = (*where.items(), *map(type, where.values()))  # 1, 1.0 and True are equal, and yet different conditions
+        if items not in known:
+            if not all(isinstance(condition, str | int | float) for condition in where.values()):
+                raise ValueError(f"conditions {where} are not plain values")
+            known[items] = where
+        made.append(Measurement(arm, metric, value, known[items], step))
+    return tuple(made)
 
 
 def _check(cell: Cell) -> None:
