@@ -67,3 +67,10 @@ def test_bad_replies_are_left_out_and_named(caplog: pytest.LogCaptureFixture) ->
     assert kept == [replies[0], failed]
     assert refused == [2]
     assert "the reply of node 2 was left out: array 'w' holds values that are not finite" in caplog.text
+
+
+def test_metrics_unlike_the_others_are_left_out() -> None:
+    odd = reply(3, record())
+    odd.content["metrics"]["loss"] = 1.0
+    kept, refused = usable([reply(1, record()), odd, reply(2, record())], lambda message: "")
+    assert (len(kept), refused) == (2, [3])

@@ -6,6 +6,7 @@ shape ends the run. A strategy that reads records beside the model's checks thos
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from logging import WARNING, getLogger
 
@@ -60,11 +61,17 @@ def reply_problem(message: Message, shapes: Shapes, name: str = "arrays", weight
 def usable(replies: Iterable[Message], problem: Callable[[Message], str]) -> tuple[list[Message], list[int]]:
     """The replies without a problem, and the node ids of the others; each of these is named in the log with its reason.
 
-    Replies that carry an error pass: Flower itself counts and leaves them out.
+    Flower wants the records and metrics of a round to have the same names, so those that differ from most of the others
+    are left out too. Replies that carry an error pass: Flower itself counts and leaves them out.
     """
+    replies = list(replies)
+    reasons = [problem(message) if message.has_content() else "" for message in replies]
+    good = [m for m, reason in zip(replies, reasons, strict=True) if m.has_content() and not reason]
+    usual = Counter(map(_names, good)).most_common(1)[0][0] if good else frozenset()
     kept, refused = [], []
-    for message in replies:
-        reason = problem(message) if message.has_content() else ""
+    for message, reason in zip(replies, reasons, strict=True):
+        if message.has_content() and not reason and _names(message) != usual:
+            reason = "its records or metrics are not those of the other clients"
         if reason:
             node = message.metadata.src_node_id
             refused.append(node)
@@ -72,3 +79,10 @@ def usable(replies: Iterable[Message], problem: Callable[[Message], str]) -> tup
         else:
             kept.append(message)
     return kept, refused
+
+
+def _names(message: Message) -> frozenset[tuple[str, str]]:
+    """Names of the array records, and of all metrics."""
+    pairs = [(name, "") for name in message.content.array_records]
+    pairs += [(name, key) for name, numbers in message.content.metric_records.items() for key in numbers]
+    return frozenset(pairs)
