@@ -202,7 +202,7 @@ class CReFF(FedAvg):
         self.features[renewed] = match_features(
             self.features[renewed], renewed, self.table.weight[renewed], weight, bias, self.match_steps, self.match_rate
         )
-        m, width = self.features.shape[1], weight.shape[1]
+        m, width = self.features_per_class, weight.shape[1]
         seen = np.flatnonzero(self.table.have)  # features of the others are still noise
         flat, labels = self.features[seen].reshape(-1, width), np.repeat(seen, m)
         self.classifier = train_classifier(flat, labels, len(bias), self.train_steps, self.train_rate, self.rng)

@@ -1,8 +1,9 @@
 """What class-wise gradients reveal. For a class with one example, weight gradient over bias gradient is its feature
 vector, exactly; with more examples it is a weighted mean of theirs.
 
-The audit asks whether features recovered from uploads lie nearer to the examples behind them than to as many examples
-of the same class that other clients hold. The latter are its null.
+The audit asks whether features recovered from uploads lie nearer to the examples behind them than to as many random
+examples of the same class, whoever holds them. The latter are its null: where an upload reveals nothing, the client's
+own examples are such a random choice too.
 """
 
 from __future__ import annotations
@@ -52,12 +53,12 @@ class Recovered:
     Attributes:
         count: examples behind it.
         own: largest cosine of the recovered features with those examples.
-        others: largest cosine with as many of the same class that others hold, for each draw; empty where too few are.
+        chance: largest cosine with as many random examples of the class, a number a draw; empty where nobody else has any.
     """
 
     count: int
     own: float
-    others: np.ndarray
+    chance: np.ndarray
 
 
 def recover_features(weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -113,7 +114,7 @@ def _checked(case: Case | Uploads, path: Path | str) -> Case | Uploads:
 
 
 def leakage(
-    case: Case, min_count: int = 1, clip: float | None = None, noise_std: float = 0.0, draws: int = 200, seed: int = 0
+    case: Case, min_count: int = 1, clip: float | None = None, noise_std: float = 0.0, draws: int = 300, seed: int = 0
 ) -> list[Recovered]:
     """Make every client's upload as the method would, recover features, and compare them with the examples.
 
@@ -122,7 +123,7 @@ def leakage(
         min_count: classes with fewer examples are not uploaded.
         clip: norm of each prototype.
         noise_std: on each number of an upload.
-        draws: of other clients' examples.
+        draws: of random examples.
         seed: of draws and noise.
     """
     rng = np.random.default_rng(seed)
@@ -143,11 +144,10 @@ def leakage(
                 continue
             cosine = unit @ (h / max(float(np.linalg.norm(h)), 1e-12))  # (n,)
             same = case.labels == label
-            others, count = cosine[same & ~mine], int(counts[label])
-            picks = (
-                [rng.choice(others, count, replace=False).max() for _ in range(draws)] if len(others) >= count else []
-            )
-            found.append(Recovered(count, float(cosine[same & mine].max()), np.array(picks)))
+            pool, count = cosine[same], int(counts[label])
+            tries = draws if len(pool) > count else 0
+            chance = [rng.choice(pool, count, replace=False).max() for _ in range(tries)]
+            found.append(Recovered(count, float(cosine[same & mine].max()), np.array(chance)))
     return found
 
 
@@ -157,7 +157,7 @@ def report(
     min_count: int = 1,
     clip: float | None = None,
     noise_std: float = 0.0,
-    draws: int = 200,
+    draws: int = 300,
     subject: str = "uploads",
     seed: int = 0,
 ) -> AuditReport:
@@ -166,18 +166,17 @@ def report(
     Raises:
         UserError: too few draws, or no upload that could be compared.
     """
-    if draws < 100:
-        raise UserError(f"{draws} draws", "at least 100")
+    if draws < 150:
+        raise UserError(f"{draws} draws", "at least 150")
     if isinstance(case, Uploads):
         return _report_uploads(case, draws, subject, seed)
     found = leakage(case, min_count, clip, noise_std, draws, seed)
-    compared = [item for item in found if len(item.others)]
+    compared = [item for item in found if len(item.chance)]
     if not compared:
         raise UserError(
-            "no class of a client with as many examples elsewhere",
-            "examples of at least two clients that share classes",
+            "no class that two clients share", "examples of at least two clients", "audit captured uploads instead"
         )
-    nearer, rate = _nearer(compared, draws)
+    nearer, rate = _nearer(compared)
     findings = [nearer, _singles(found), *_by_count(found)]
     return AuditReport(
         subject=subject,
@@ -185,8 +184,8 @@ def report(
         findings=tuple(findings),
         false_alarm_rate=rate,
         calibration=(
-            f"share of {draws - draws // 2} draws in which as many examples of the same class, but of others, would "
-            "have been flagged in place of a client's own; thresholds are from the other half of the draws"
+            f"share of {draws // 3} draws of random examples of the same classes that would have been flagged in "
+            "place of the clients' own; ranks and threshold are from the other draws"
         ),
         environment={
             "examples": len(case.labels),
@@ -202,20 +201,24 @@ def report(
     )
 
 
-def _nearer(compared: Sequence[Recovered], draws: int) -> tuple[Finding, float]:
-    """Share of uploads whose recovered features are nearer to their own examples than nearly all draws of others."""
-    others = np.stack([item.others for item in compared])  # (uploads, draws)
-    fit, check = others[:, : draws // 2], others[:, draws // 2 :]
-    limits = np.quantile(fit, 1 - _LEVEL, axis=1)[:, None]
-    threshold = float(np.quantile((fit > limits).mean(axis=0), 1 - _LEVEL, method="higher"))
-    rate = float(((check > limits).mean(axis=0) > threshold).mean())
-    above = np.array([item.own for item in compared]) > limits[:, 0]
-    value = float(above.mean())
-    found = value > threshold
-    half = 1.96 * float(np.sqrt(max(value * (1 - value), 1e-9) / len(above)))
+def _nearer(compared: Sequence[Recovered]) -> tuple[Finding, float]:
+    """How often a client's own examples are nearer to what is recovered than random ones, mean over uploads."""
+    chance = np.stack([item.chance for item in compared])  # (uploads, draws)
+    fit, choose, check = (np.sort(chance[:, i::3], axis=1) if i == 0 else chance[:, i::3] for i in range(3))
+
+    def nearer(values: np.ndarray) -> np.ndarray:  # (uploads, k) -> share of the first draws that lie below, ties half
+        pairs = zip(fit, values, strict=True)
+        below = [np.searchsorted(row, v, "left") + np.searchsorted(row, v, "right") for row, v in pairs]
+        return np.stack(below) / (2 * fit.shape[1])
+
+    threshold = float(np.quantile(nearer(choose).mean(axis=0), 1 - _LEVEL, method="higher"))
+    rate = float((nearer(check).mean(axis=0) > threshold).mean())
+    shares = nearer(np.array([[item.own] for item in compared]))[:, 0]
+    value, found = float(shares.mean()), bool(shares.mean() > threshold)
+    half = 1.96 * float(shares.std() / np.sqrt(len(shares)))
     meaning = (
-        f"from {value:.0%} of {len(above)} uploads, features are recovered that lie nearer to the client's own "
-        f"examples than to others of the same class; chance gives up to {threshold:.0%}"
+        f"what is recovered from {len(shares)} uploads lies nearer to the client's own examples than to random ones "
+        f"of the class with probability {value:.2f}; 0.5 is chance"
     )
     remedy = "raise min_count, use a secure sum (upload='dense'), or add clipping and noise" if found else ""
     interval = (max(0.0, value - half), min(1.0, value + half))

@@ -310,7 +310,7 @@ def audit(
     ] = Config.min_count,
     prototype_clip: Annotated[float | None, "clip each prototype to this norm, likewise"] = Config.prototype_clip,
     noise_std: Annotated[float, "noise on each uploaded number, likewise"] = Config.noise_std,
-    draws: Annotated[int, "draws of the null calibration"] = 200,
+    draws: Annotated[int, "draws of the null calibration"] = 300,
 ) -> AuditReport:
     """What do class-wise gradients reveal about the examples behind them, and does a defence help?
 

@@ -172,9 +172,7 @@ def train_clients(
         g = None if balance is None else balance.direction(params)
         _gradient(params, features[rows, index], labels[rows, index], mask, rule, slots)
         if g is not None:
-            scales = [
-                _norms(slots[key]) / np.maximum(_norms(part), 1e-30) for key, part in zip((_W, _B), g, strict=True)
-            ]
+            scales = [_norms(slots[key]) / np.maximum(_norms(g[i]), 1e-30) for i, key in enumerate((_W, _B))]
         factor = np.minimum(1.0, how.clip / (_norms(gradient) + 1e-6))
         gradient *= factor[:, None]
         speed *= how.momentum
