@@ -34,14 +34,14 @@ from transfuse.studies.federated.redgrape_worlds import (
 from transfuse.study.streams import Streams
 
 SEEDS = (100, 101, 102)
-RATES = (0.03, 0.1, 0.3)
+RATES = (0.03, 0.1, 0.3, 1.0)
 GRIDS: dict[str, tuple[Sequence[float], ...]] = {
     "rate": (RATES,),
     "focal": (RATES, (1.0, 2.0)),
-    "adjusted": (RATES, (0.5, 1.0, 1.5)),
-    "redgrape": (RATES, (0.03, 0.1, 0.3, 1.0)),
+    "adjusted": (RATES, (0.5, 1.0, 1.5, 2.0)),
+    "redgrape": (RATES, (0.03, 0.1, 0.3, 1.0, 3.0)),
     "creff": ((0.1, 1.0), (0.1, 0.3, 1.0)),
-    "tau": ((0.25, 0.5, 0.75, 1.0),),
+    "tau": ((0.25, 0.5, 0.75, 1.0, 1.5),),
     "oracle_rate": ((0.1, 0.3, 1.0),),
 }
 

@@ -53,7 +53,7 @@ class Recovered:
     Attributes:
         count: examples behind it.
         own: largest cosine of the recovered features with those examples.
-        chance: largest cosine with as many random examples of the class, a number a draw; empty where nobody else has any.
+        chance: largest cosine with as many random examples of the class, one a draw; empty where nobody else has any.
     """
 
     count: int

@@ -96,6 +96,8 @@ CARD = Card(
     requires=("flwr", "torch"),
     differs=(
         "missing classes without a prototype do not count in the mix; the reference code counts them with the others",
+        "gradients are cleared before each backward pass; the reference code clears them only after a balanced one, so "
+        "that its balancing gradient holds the last natural one, and natural ones add up where nothing is balanced",
         "the balanced batch passes the encoder in evaluation mode, so that it leaves normalisation statistics alone",
         "the head is named; the reference code takes every layer whose name contains fc, classifier or linear_2",
         "the mean over missing classes is a new array; the reference code adds in place onto the received prototypes",
