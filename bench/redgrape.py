@@ -4,8 +4,8 @@
 
 The published way is written here as its authors' code works: one outer product a sample with a copy to the CPU, the
 balanced gradient by a second backward pass through the encoder, CReFF's features by differentiating twice, class after
-class. Outputs are checked to 1e-5. Times are medians of alternating repetitions in one process; they depend on the
-machine, their ratios hardly.
+class. Outputs are checked to 1e-5. Times are medians of the CPU time of alternating repetitions on one thread; they
+depend on the machine, their ratios hardly.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from transfuse.methods.federated.redgrape import Config, redgrape_train
 
 
 def medians(repeats: int, **candidates: Callable[[], object]) -> dict[str, float]:
-    """Median seconds of each candidate, in alternation after one warm-up."""
+    """Median CPU seconds of each candidate on one thread, in alternation after one warm-up."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for repeat in range(repeats + 1):
         for name, function in candidates.items():
-            start = time.perf_counter()
+            start = time.process_time()
             function()
             if repeat:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(time.process_time() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 

@@ -148,6 +148,7 @@ def _downloader(progress: _Progress) -> Callable[[str], bytes]:
         import gzip
         import urllib.error
         import urllib.request
+        import zlib
 
         pieces: list[bytes] = []
         try:
@@ -161,7 +162,12 @@ def _downloader(progress: _Progress) -> Callable[[str], bytes]:
                 f"cannot fetch {url}: {reason}", fix="check the network, or use --from DIR, or set TRANSFUSE_DATA"
             ) from None
         content = b"".join(pieces)
-        return gzip.decompress(content) if url.endswith(".gz") else content  # the manifest's sha256 is of the content
+        if not url.endswith(".gz"):
+            return content
+        try:
+            return gzip.decompress(content)  # the manifest's sha256 is of what the file holds
+        except (OSError, EOFError, zlib.error):
+            raise UserError(f"{url} sent something that is no gzip file", "the pinned file") from None
 
     return read
 

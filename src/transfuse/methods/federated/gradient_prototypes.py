@@ -77,15 +77,16 @@ def class_gradients(logits: Tensor, features: Tensor, labels: Tensor) -> tuple[T
     error[torch.arange(n, device=labels.device), labels] -= 1.0
     counts = torch.bincount(labels, minlength=classes)  # (C,)
     order = torch.argsort(labels, stable=True)
-    weight = features.new_zeros(classes, classes, features.shape[1])
-    bias = features.new_zeros(classes, classes)
-    start = 0
-    for label, count in enumerate(counts.tolist()):
-        if count:
-            rows = order[start : start + count]
-            weight[label] = error[rows].T @ features[rows] / count
-            bias[label] = error[rows].mean(dim=0)
-            start += count
+    sizes = counts.tolist()
+    rows = zip(error[order].split(sizes), features[order].split(sizes), strict=True)  # gathered once, then views
+    weight = features.new_empty(classes, classes, features.shape[1])
+    bias = features.new_empty(classes, classes)
+    for label, (e, h) in enumerate(rows):
+        torch.mm(e.T, h, out=weight[label])  # zeros for a class without an example
+        torch.sum(e, dim=0, out=bias[label])
+    divisor = counts.clamp(min=1).to(features)
+    weight /= divisor[:, None, None]
+    bias /= divisor[:, None]
     return weight, bias, counts
 
 
