@@ -9,6 +9,7 @@ import json
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,21 @@ def network(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
 
     monkeypatch.setattr("urllib.request.urlopen", urlopen)
     return answers
+
+
+def test_a_packed_file_is_kept_as_what_it_holds(
+    transfuse: Callable, network: dict[str, bytes], workplace: Path, monkeypatch: pytest.MonkeyPatch, one_set: DataSet
+) -> None:
+    packed = replace(one_set, files=(replace(one_set.files[0], upstream="raw/words.txt.gz"),))
+    for module in (folder, data_command):
+        monkeypatch.setattr(module, "manifest", lambda: {"words": packed})
+    address = "https://raw.githubusercontent.com/somebody/words/0123456789abcdef/raw/words.txt.gz"
+    network[address] = b"<html>"
+    done = transfuse("data", "get", "words")
+    assert done.status == 2 and "no gzip file" in done.err and "Traceback" not in done.err
+    network[address] = gzip.compress(CONTENT)
+    assert transfuse("data", "get", "words").status == 0
+    assert (workplace.parent / "data" / "words" / "words.txt").read_bytes() == CONTENT
 
 
 def test_list_get_list(transfuse: Callable, network: dict[str, bytes], workplace: Path) -> None:
