@@ -80,7 +80,7 @@ CARD = Card(
     requires=("flwr", "torch"),
     differs=(
         "the matching loss is accumulated over 8 batches; the notebook's =+ keeps only the last (official=True)",
-        "by default clients receive the fine-tuned model, as the text implies; the notebook sends the average before",
+        "clients receive the average, as in the notebook, or the fine-tuned model, as the text implies (broadcast)",
         "by default clients receive embeddings of the target; the notebook lets them read its samples (share='raw')",
         "with shared embeddings the adversary's target side is the global model's, so only source features are moved",
         "the domain classifier stays with its client and has no batch normalisation; the notebook averages it",
@@ -118,7 +118,9 @@ class Config:
     match: bool = True  # paper
     vote: bool = True  # paper
     pseudo_labels: Literal["votes", "averaged"] = "votes"  # paper
-    broadcast: Literal["finetuned", "averaged"] = "finetuned"  # the text; in the notebook clients never see it
+    broadcast: Literal["finetuned", "averaged"] = (
+        "averaged"  # notebook; the text implies the other, which feeds early wrong votes back
+    )
     official: bool = False  # the notebook's term has 1/8 of its size and uses 1 batch in 8, by a slip
     weighted: bool = False  # the notebook takes the plain mean
     rounds: int | None = None  # the notebook's n_epoch is the length of its run
