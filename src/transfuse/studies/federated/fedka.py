@@ -311,11 +311,11 @@ STUDY = Study(
     notes=(
         "The target is known at training time: this is unsupervised domain adaptation, whatever the title says.",
         "The rate was chosen for FedAvg on held-out examples of the source domains, with seeds 100 and 101: of 1e-3, "
-        "3e-3, 1e-2, 3e-2 for digits and of 3e-4, 1e-3, 3e-3, 1e-2 for Office-Caltech10. All arms use it; FedKA without "
-        "votes, tuned alike on digits (1e-3, 3e-3, 1e-2), prefers the same. The alignment keeps the notebook's settings "
-        "(ramp, weights, kernels): source examples cannot choose them, since they prefer no alignment.",
-        "The adversary was seen to lower source accuracy on seed 100 at this length, also with pooled data and less with "
-        "a flatter ramp, before the study was run; the ramp was left as it is.",
+        "3e-3, 1e-2, 3e-2 for digits and of 3e-4, 1e-3, 3e-3, 1e-2 for Office-Caltech10. All arms use it; FedKA "
+        "without votes, tuned alike on digits (1e-3, 3e-3, 1e-2), prefers the same. The alignment keeps the notebook's "
+        "settings (ramp, weights, kernels): source examples cannot choose them, since they prefer no alignment.",
+        "The adversary was seen to lower source accuracy on seed 100 at this length, also with pooled data and less "
+        "with a flatter ramp, before the study was run; the ramp was left as it is.",
         "The arms share raw target samples, as the notebook does, unless their name says otherwise.",
         "fedka broadcasts the fine-tuned model; fedka_averaged the average before it, as the notebook does; "
         "fedka_official has the notebook's accumulation of the matching loss besides.",
