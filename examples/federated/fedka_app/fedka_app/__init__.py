@@ -1,0 +1,1 @@
+"""A Flower app: FedKA on scikit-learn's digits in four domains."""
