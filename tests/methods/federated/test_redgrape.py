@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from transfuse.errors import UserError
+from transfuse.hosts.flower.checkpoint import Checkpointed
 from transfuse.hosts.flower.client_sampling import SampledStrategy, UniformSampler
 from transfuse.hosts.flower.cohort import LocalTraining, init_mlp
 from transfuse.hosts.flower.local_grid import LocalGrid, quiet_flower
@@ -670,6 +671,25 @@ def test_a_round_without_any_reply_keeps_model_and_prototypes() -> None:
         result = strategy.start(grid, start_of(), num_rounds=2)
     assert not result.arrays
     assert not strategy.table.have.any()
+
+
+def test_resumed_federation_has_the_arrays_of_an_undisturbed_one(tmp_path: Path) -> None:
+    """Prototypes are part of the checkpoint: without them the first round after a restart would not be balanced."""
+
+    def federate(path: str, rounds: int) -> dict[str, np.ndarray]:
+        strategy = Checkpointed(RedGrape(head="2", redgrape=SMALL, **OFF), tmp_path / path)
+        with quiet_flower():
+            grid = LocalGrid(torch_app(clients(), SMALL), 5, on_error="raise")
+            result = strategy.start(grid, start_of(), num_rounds=rounds)
+        return {key: array.numpy() for key, array in result.arrays.items()}
+
+    whole = federate("whole", 5)
+    for rounds in (2, 4, 5):
+        resumed = federate("parts", rounds)
+    for key, values in whole.items():
+        np.testing.assert_array_equal(resumed[key], values)
+    with pytest.raises(UserError, match="prototypes of shape"):
+        PrototypeTable(3, 2).restore(PrototypeTable(4, 2).state())
 
 
 def test_on_top_of_another_strategy() -> None:

@@ -13,7 +13,7 @@ classes, or, C times smaller, ``averaged`` (C,) and the mean over the classes th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,6 +166,18 @@ class PrototypeTable:
         if self.max_age is not None:
             self.have &= self.age <= self.max_age
         return renewed
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What a checkpoint must hold."""
+        return {name: getattr(self, name).copy() for name in ("weight", "bias", "have", "age")}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Continue from `state`."""
+        if state["weight"].shape != self.weight.shape:
+            raise UserError(f"prototypes of shape {state['weight'].shape}", f"shape {self.weight.shape}")
+        self.weight, self.bias, self.have, self.age = (
+            np.array(state[name]) for name in ("weight", "bias", "have", "age")
+        )
 
     def known(self) -> Prototypes:
         """Those that there are; copies."""

@@ -22,7 +22,7 @@ Machine Learning Research, 2024. https://arxiv.org/abs/2301.10394
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -211,6 +211,20 @@ class RedGrapeMixin:
         self.balanced: dict[int, np.ndarray] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._down_bytes = 0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold (see `hosts.flower.checkpoint`): the prototypes, and who can balance what."""
+        if self.table is None:
+            return {}
+        balanced = {f"balanced.{node}": classes for node, classes in self.balanced.items()}
+        return {**self.table.state(), **balanced}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`."""
+        self.table = PrototypeTable(*state["weight"].shape[1:], self.redgrape.max_age)
+        self.table.restore(state)
+        told = {key: classes for key, classes in state.items() if key.startswith("balanced.")}
+        self.balanced = {int(key.removeprefix("balanced.")): classes for key, classes in told.items()}
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
