@@ -235,7 +235,7 @@ STUDY = Study(
         "(bench/redgrape_tuning.py); splits are drawn anew each seed, so images can be in both. FedAvg has its local "
         "rate to tune; focal loss, logit adjustment and RedGrape the local rate and one number of their own; CReFF, "
         "whose clients are FedAvg's, its two rates. Where the best point lay at the edge of a grid, it was extended.",
-        "Ablations, placebo and the other alphas take RedGrape's values; MNIST and Office-Caltech10 take those of digits.",
+        "Ablations, placebo and other alphas take RedGrape's values; MNIST and Office-Caltech10 take those of digits.",
         "The oracle re-trains FedAvg's classifier on the balanced validation set, which no other arm sees.",
         "CReFF deploys the weight and the bias that it re-trained; the port in RedGrape's reference code deploys the "
         "weight with FedAvg's bias. It descends on all features at once, and not on those of classes never seen.",
