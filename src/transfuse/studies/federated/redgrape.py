@@ -232,17 +232,17 @@ STUDY = Study(
     seconds={"small": 50, "public": 150, "full": 600},
     notes=(
         "Tuned values are those with the best balanced validation accuracy over seeds 100 to 102, which no cell has "
-        "(bench/redgrape_tuning.py); splits are drawn anew each seed, so images can be in both. FedAvg has its local rate "
-        "to tune; focal loss, logit adjustment and RedGrape the local rate and one number of their own; CReFF, whose "
-        "clients are FedAvg's, its two rates. Where a best point lay at the edge of a grid, the grid was extended.",
-        "Ablations, placebo and the other alphas take RedGrape's values. MNIST and Office-Caltech10 take those of digits.",
+        "(bench/redgrape_tuning.py); splits are drawn anew each seed, so images can be in both. FedAvg has its local "
+        "rate to tune; focal loss, logit adjustment and RedGrape the local rate and one number of their own; CReFF, "
+        "whose clients are FedAvg's, its two rates. Where the best point lay at the edge of a grid, it was extended.",
+        "Ablations, placebo and other alphas take RedGrape's values; MNIST and Office-Caltech10 take those of digits.",
         "The oracle re-trains FedAvg's classifier on the balanced validation set, which no other arm sees.",
-        "CReFF deploys the weight and the bias that it re-trained; the port in the reference code of RedGrape deploys the "
+        "CReFF deploys the weight and the bias that it re-trained; the port in RedGrape's reference code deploys the "
         "weight with FedAvg's bias. It descends on all features at once, and not on those of classes never seen.",
         "The placebo takes RedGrape's balancing step with its rows, the classes, in an order drawn for each client and "
         "round: same size, other sense.",
         "The paper's baselines Ratio loss (needs auxiliary data) and CLIMB, and LDAM, are not among the arms.",
-        "The reference code clears gradients too late (see the method's differences), for its FedAvg too; ours does not.",
+        "The reference code clears gradients too late (see the method's differences), for FedAvg too; ours does not.",
         "Rounds (60 of the paper's 1000), the perceptron and T = 2 are for time and for clients of 15 examples.",
         "Scale full is longer, not larger: CIFAR-LT with a ResNet-56 is not part of this study.",
     ),
