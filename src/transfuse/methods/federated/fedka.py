@@ -118,9 +118,7 @@ class Config:
     match: bool = True  # paper
     vote: bool = True  # paper
     pseudo_labels: Literal["votes", "averaged"] = "votes"  # paper
-    broadcast: Literal["finetuned", "averaged"] = (
-        "averaged"  # notebook; the text implies the other, which feeds early wrong votes back
-    )
+    broadcast: Literal["finetuned", "averaged"] = "averaged"  # notebook; the other feeds wrong early votes back
     official: bool = False  # the notebook's term has 1/8 of its size and uses 1 batch in 8, by a slip
     weighted: bool = False  # the notebook takes the plain mean
     rounds: int | None = None  # the notebook's n_epoch is the length of its run
@@ -133,7 +131,7 @@ class Config:
     min_agreement: float = 0.0  # the paper takes all votes; above 0, samples with a smaller share of votes are dropped
     slope: float = 5.0  # notebook, of the ramp
     workspace: int = 512  # target samples a round that clients draw from; the notebook's 32 batches of 16
-    features: int = 1280  # random frequencies of "stats", a multiple of five; error about 1 / sqrt
+    frequencies: int = 1280  # random frequencies of "stats", a multiple of five; error about 1 / sqrt
     domain_hidden: int = 100  # notebook
     seed: int = 0  # two runs of one seed draw alike
 
@@ -145,7 +143,7 @@ class Config:
                 raise UserError(f"{name} {getattr(self, name)!r}", f"one of {', '.join(known)}")
         if self.share == "stats" and self.disentangle:
             raise UserError("share='stats' with the domain adversary, which needs target samples", "disentangle=False")
-        counts = ("batch", "steps", "accumulate", "vote_steps", "workspace", "features", "domain_hidden")
+        counts = ("batch", "steps", "accumulate", "vote_steps", "workspace", "frequencies", "domain_hidden")
         for name in counts:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} {getattr(self, name)}", "at least 1")
@@ -261,7 +259,7 @@ class KAMixin:
         if ka.share == "stats":
             width = float(bandwidth(squared_distances(embeddings)))
             seed = stream_seed(ka.seed, server_round, 1) % 2**31
-            table = torch.from_numpy(frequencies(embeddings.shape[1], ka.features, width, seed)).to(embeddings)
+            table = torch.from_numpy(frequencies(embeddings.shape[1], ka.frequencies, width, seed)).to(embeddings)
             parts = {"mean": mean_features(embeddings, table).cpu().numpy()}
             parts |= {"width": np.array(width), "seed": np.array(seed)}
         else:

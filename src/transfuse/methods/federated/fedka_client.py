@@ -89,7 +89,7 @@ def read_workspace(content: RecordDict, config: Config, size: int, device: torch
     found = as_tensors(content.array_records["workspace"], device)
     if config.share != "stats":
         return Workspace(found["embeddings"], found.get("samples"))
-    table = frequencies(size, config.features, float(found["width"]), int(found["seed"]))
+    table = frequencies(size, config.frequencies, float(found["width"]), int(found["seed"]))
     return Workspace(mean=found["mean"], rows=torch.from_numpy(table).to(found["mean"]))
 
 
