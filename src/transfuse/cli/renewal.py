@@ -46,12 +46,13 @@ class Renewal:
         self.plan = Plan(tuple(sorted(plans, key=lambda plan: plan.seconds)))
 
     def keep_equal(self, mirror: Mirror | None = None) -> Plan:
-        """After `plan` was run: keep what is shown to be equal; returns the plan of what still has to be run."""
+        """After `plan` was run: keep what is shown to be equal; returns the plan with what still has to be run."""
         rest = []
         for plan, before in self._groups:
             run = [cell for cell in plan.cells if self.store.has(cell)]
             open_ = [cell for cell in plan.cells if not self.store.has(cell)]
             if not open_:
+                rest.append(replace(plan, pending=()))
                 continue
             name = f"{plan.study.id}, scale {plan.scale}"
             equal = [cell.seed for cell in run if _same(self.store.read(self.store.path(cell)), before[cell.seed])]
@@ -62,6 +63,7 @@ class Renewal:
                         mirror.push(path)
                 seeds = ", ".join(map(str, equal))
                 self.lines.append(f"{name}: seed {seeds} as stored, bit for bit; {count(len(open_), 'cell')} kept")
+                rest.append(replace(plan, pending=()))
             else:
                 self.lines.append(f"{name}: other numbers than were stored; {count(len(open_), 'cell')} to run")
                 rest.append(replace(plan, pending=tuple(open_)))

@@ -152,12 +152,14 @@ def run(
         JsonLines.line({"event": "plan", **plan_values(plan, width, store.folder)})
     else:
         typer.echo(plan_text(plan, width, store.folder) + "\n")
-    failed = _execute(plan, registry, launcher, job, width, tracking, json)
-    if renewal is not None and verify is not None:
-        rest = renewal.keep_equal(mirror_at(store.folder))
-        for line in renewal.lines:
+    first = renewal if verify is not None else None  # its cells are a check; verdicts come with the rest
+    failed = _execute(plan, registry, launcher, job, width, tracking, json, last=first is None)
+    if first is not None:
+        rest = first.keep_equal(mirror_at(store.folder))
+        for line in first.lines:
             typer.echo(line, err=json)
-        failed += _execute(rest, registry, launcher, job, width, tracking, json) if rest.pending else 0
+        already = len(plan.pending) - failed
+        failed += _execute(rest, registry, launcher, job, width, tracking, json, already=already)
     if failed:
         raise typer.Exit(1)
 
@@ -175,9 +177,15 @@ def _show_plan(plan: Plan, jobs: int, store: Store, json: bool) -> None:
 
 
 def _execute(
-    plan: Plan, registry: Registry, launcher: Launcher, job: Job, width: int, tracking: Tracking, json: bool
-) -> int:
-    """Run the pending cells, judge each study as its last cell comes in, and return how many cells failed."""
+    plan: Plan, registry: Registry, launcher: Launcher, job: Job, width: int, tracking: Tracking, json: bool,
+    last: bool = True, already: int = 0,
+) -> int:  # fmt: skip
+    """Run the pending cells, judge each study as its last cell comes in, and return how many cells failed.
+
+    Args:
+        last: False where more cells of the same studies are to come: then nothing is judged yet.
+        already: cells that were run before, to be counted at the end.
+    """
     from transfuse.study.mirror import mirror_at
     from transfuse.study.store import Store
 
@@ -187,7 +195,7 @@ def _execute(
     open_studies = {id(study): {cell.name for cell in study.pending} for study in plan.studies}
     try:
         with _reporter(forecast, json) as reporter, closing(launcher.launch(plan.pending, job)) as outcomes:
-            for study in plan.studies:
+            for study in plan.studies if last else ():
                 if not study.pending:
                     _judge(study, store, registry, reporter, tracking)
             for outcome in outcomes if plan.pending else ():
@@ -203,14 +211,15 @@ def _execute(
                 if outcome.details and debugging():
                     typer.echo(outcome.details, err=True)
                 failed, finished = failed + (cell is None), finished + (cell is not None)
-                for study in plan.studies:
+                for study in plan.studies if last else ():
                     if outcome.spec.name in open_studies[id(study)]:
                         open_studies[id(study)].discard(outcome.spec.name)
                         if not open_studies[id(study)]:
                             _judge(study, store, registry, reporter, tracking)
     except KeyboardInterrupt:
         raise InterruptError(f"interrupted; {_kept(plan, store)}") from None
-    _finish(store, failed, finished, json)
+    if last:
+        _finish(store, failed, finished + already, json)
     return failed
 
 

@@ -221,7 +221,8 @@ class RedGrapeMixin:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`."""
-        self.table = PrototypeTable(*state["weight"].shape[1:], self.redgrape.max_age)
+        classes, _, width = state["weight"].shape
+        self.table = PrototypeTable(classes, width, self.redgrape.max_age)
         self.table.restore(state)
         told = {key: classes for key, classes in state.items() if key.startswith("balanced.")}
         self.balanced = {int(key.removeprefix("balanced.")): classes for key, classes in told.items()}
