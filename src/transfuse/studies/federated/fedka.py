@@ -316,8 +316,8 @@ STUDY = Study(
         "settings (ramp, weights, kernels): source examples cannot choose them, since they prefer no alignment.",
         "The adversary was seen to lower source accuracy on seed 100 at this length, also with pooled data and less "
         "with a flatter ramp, before the study was run; the ramp was left as it is.",
-        "Target scores of that seed and of the example app (digits too) had been seen before the study was run, and the "
-        "method's default broadcast was changed to the notebook's after them; the arm fedka names its own.",
+        "Target scores of that seed and of the example app (digits too) had been seen before the study was run, and "
+        "the method's default broadcast was changed to the notebook's after them; the arm fedka names its own.",
         "The arms share raw target samples, as the notebook does, unless their name says otherwise.",
         "fedka broadcasts the fine-tuned model; fedka_averaged the average before it, as the notebook does; "
         "fedka_official has the notebook's accumulation of the matching loss besides.",
