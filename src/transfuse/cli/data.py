@@ -145,6 +145,7 @@ def _downloader(progress: _Progress) -> Callable[[str], bytes]:
     """Reads an address in pieces, so that the bar moves."""
 
     def read(url: str) -> bytes:
+        import gzip
         import urllib.error
         import urllib.request
 
@@ -159,7 +160,13 @@ def _downloader(progress: _Progress) -> Callable[[str], bytes]:
             raise UserError(
                 f"cannot fetch {url}: {reason}", fix="check the network, or use --from DIR, or set TRANSFUSE_DATA"
             ) from None
-        return b"".join(pieces)
+        content = b"".join(pieces)
+        if not url.endswith(".gz"):
+            return content
+        try:
+            return gzip.decompress(content)  # the manifest names what a packed file holds
+        except (OSError, EOFError):
+            raise UserError(f"{url} sent no gzip file", "the pinned file") from None
 
     return read
 
