@@ -1,7 +1,7 @@
 """The client's side of Fed-MNMT: one model a process, in which the trainable parameters of a node are swapped in.
 
-A frozen model of 600 million parameters is held once, whatever the number of clients: only adapters and layer norms come
-and go.
+A frozen model of 600 million parameters is held once, whatever the number of clients: only adapters and layer norms
+come and go.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from transfuse.errors import UserError
 from transfuse.methods.federated.bottleneck_adapters import exchanged_parameters, load_arrays
 from transfuse.methods.federated.fed_mnmt import sketch
 from transfuse.methods.federated.node_queries import Facts, answer_describe, answer_gradient
+from transfuse.nets.tiny_translator import language_tag
 
 IGNORED = -100  # label that transformers leaves out of the loss
 
@@ -46,7 +47,21 @@ class LocalTraining:
     rate: float = 1e-3  # the paper's
     batch: int = 128  # the paper's 8 with 16 steps of accumulation
     epochs: int = 1  # the paper's
-    bucketed: bool = True  # the same sentences in another order; the official code pads to the longest of a random batch
+    bucketed: bool = (
+        True  # the same sentences in another order; the official code pads to the longest of a random batch
+    )
+
+
+def encode_pairs(
+    tokenizer: Any, text: Mapping[str, Sequence[str]], source: str, target: str, longest: int = 60
+) -> tuple[Pair, ...]:
+    """Lines as mBART-50 has them: language tag, at most so many subwords, end mark, on both sides."""
+    sides = []
+    for language in (source, target):
+        tag = tokenizer.convert_tokens_to_ids(language_tag(language))
+        ids = tokenizer(list(text[language]), add_special_tokens=False)["input_ids"]
+        sides.append([(tag, *line[:longest], tokenizer.eos_token_id) for line in ids])
+    return tuple(Pair(a, b) for a, b in zip(*sides, strict=True))
 
 
 def collate(pairs: Sequence[Pair], pad: int, device: Any = None) -> dict[str, Tensor]:
@@ -132,7 +147,7 @@ def exchanged_arrays(model: nn.Module) -> ArrayRecord:
 def adapter_client(
     model: nn.Module,
     data: Callable[[Context, str], Sequence[Pair]],
-    how: LocalTraining,
+    how: LocalTraining | Callable[[Context], LocalTraining],
     *,
     facts: Callable[[Context], Facts],
     pad: int,
@@ -143,7 +158,7 @@ def adapter_client(
     Args:
         model: with the parameters to exchange trainable and all others frozen; shared by all nodes of the process.
         data: context and "train" or "dev" -> the node's pairs.
-        how: local training.
+        how: local training, or what makes it from a context's run_config.
         facts: what the node tells of itself, such as {"source": "de", "target": "fr"}.
         pad: token id of padding.
         seed: of the order of batches, with the partition id and the round.
@@ -151,11 +166,14 @@ def adapter_client(
     app = ClientApp()
 
     def prepare(message: Message, context: Context, split: str) -> Sequence[Pair]:
-        load_arrays(model, ((key, array.numpy()) for key, array in message.content["arrays"].items()))
+        load_arrays(model, ((key, array.numpy()) for key, array in message.content.array_records["arrays"].items()))
         pairs = data(context, split)
         if not pairs:
             raise UserError(f"node {context.node_id} has no {split} data", "at least one pair of sentences")
         return pairs
+
+    def training(context: Context) -> LocalTraining:
+        return how if isinstance(how, LocalTraining) else how(context)
 
     def stream(context: Context, number: int) -> np.random.Generator:
         return np.random.default_rng((seed, int(context.node_config["partition-id"]), number))
@@ -163,8 +181,8 @@ def adapter_client(
     @app.train()
     def train(message: Message, context: Context) -> Message:
         pairs = prepare(message, context, "train")
-        rng = stream(context, int(message.content["config"]["server-round"]))
-        loss = train_locally(model, pairs, how, rng, pad)
+        rng = stream(context, int(message.content.config_records["config"]["server-round"]))  # type: ignore[arg-type]
+        loss = train_locally(model, pairs, training(context), rng, pad)
         metrics = MetricRecord({"num-examples": len(pairs), "loss": loss})
         return Message(RecordDict({"arrays": exchanged_arrays(model), "metrics": metrics}), reply_to=message)
 
@@ -175,6 +193,7 @@ def adapter_client(
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
     def gradient(message: Message, context: Context) -> Mapping[str, np.ndarray]:
-        return mean_gradient(model, prepare(message, context, "train"), how, stream(context, 0), pad)
+        pairs = prepare(message, context, "train")
+        return mean_gradient(model, pairs, training(context), stream(context, 0), pad)
 
     return answer_gradient(answer_describe(app, facts), gradient, sketch)

@@ -45,7 +45,7 @@ from transfuse.methods.federated.update_conflict import ConflictRound, keys_of_g
 CARD = Card(
     id="fed_mnmt",
     title="Communication Efficient Federated Learning for Multilingual Neural Machine Translation with Adapter",
-    summary="Federates small adapters of a frozen model, averaging each part of it among the clients that fit together.",
+    summary="Federates small adapters of a frozen model, averaging each part among the clients that fit together.",
     authors="Yi Liu, Xiaohan Bi, Lei Li, Sishuo Chen, Wenkai Yang, Xu Sun",
     year=2023,
     venue="Findings of ACL",
@@ -53,7 +53,11 @@ CARD = Card(
     family="federated",
     host="Flower (flwr.serverapp.strategy.Strategy)",
     entry="transfuse.methods.federated.fed_mnmt.ClusteredFedAvg",
-    needs=("a Flower server", "clients that send their trainable parameters", "languages, or a gradient, of each client"),
+    needs=(
+        "a Flower server",
+        "clients that send their trainable parameters",
+        "languages, or a gradient, of each client",
+    ),
     data="any; parallel text of one language pair a client in the paper",
     problems=(
         "sending a whole model every round is too much",
@@ -86,7 +90,7 @@ class Config:
     """How clients are put together and averaged.
 
     Attributes:
-        clusters: "family" (of the language that counts for the part), "gradient" (alike gradients at the initial model),
+        clusters: "family" (of the language that counts for the part), "gradient" (alike gradients at the start),
             "random" (the placebo), "all" (one average), "none" (no sharing), or part -> lists of partition ids.
         attributes: part -> what a client is known by there, as told in its description.
         families: language (or any value of an attribute) -> family; None means `LANGUAGE_FAMILIES`.
@@ -231,7 +235,7 @@ class ClusteredFedAvg(FedAvg):
         labels: part -> node id -> label of its cluster.
         conflicts: how the updates of each round lie to one another, for `transfuse audit fed_mnmt`.
         bytes: of each round.
-        best_round: the round of the lowest `keep_best`, 0 before any evaluation.
+        best_round: the round of the lowest `keep_best`, 0 before any evaluation; `best_value` is that value.
     """
 
     def __init__(
@@ -262,7 +266,7 @@ class ClusteredFedAvg(FedAvg):
         self.labels: dict[str, dict[int, Hashable]] = {}
         self.conflicts: list[ConflictRound] = []
         self.bytes: list[RoundBytes] = []
-        self.best_round, self._best_value = 0, np.inf
+        self.best_round, self.best_value = 0, np.inf
         self._best: dict[str, dict[Hashable, dict[str, Array]]] = {}
         self._state: dict[str, dict[Hashable, dict[str, Array]]] = {}  # part -> label -> arrays
         self._facts: dict[int, dict[str, Any]] = {}
@@ -288,7 +292,7 @@ class ClusteredFedAvg(FedAvg):
         messages = list(super().configure_train(server_round, arrays, config, grid))
         self._meet(grid)
         own = self._with_own_arrays(messages)
-        self._sent = {message.metadata.dst_node_id: message.content[self.arrayrecord_key] for message in own}  # type: ignore[misc]
+        self._sent = {m.metadata.dst_node_id: m.content.array_records[self.arrayrecord_key] for m in own}
         return own
 
     def configure_evaluate(
@@ -307,7 +311,7 @@ class ClusteredFedAvg(FedAvg):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Means a part and cluster; returns the mean over all clients' models, and the parent's metrics."""
         valid, _ = self._check_and_log_replies(list(replies), is_train=True, validate=False)
-        kept = self._usable(valid)
+        kept = sorted(self._usable(valid), key=self._place)  # sums do not depend on who answers first
         missing = len(self._sent) - len(kept)
         if not kept:
             _LOG.log(WARNING, "aggregate_train: no usable reply; all clusters keep their parameters")
@@ -316,7 +320,8 @@ class ClusteredFedAvg(FedAvg):
         records = [message.content.array_records[self.arrayrecord_key] for message in kept]
         if self.config.record and len(kept) > 1:
             self.conflicts.append(self._conflict(server_round, nodes, records))
-        weights = [float(next(iter(m.content.metric_records.values()))[self.weighted_by_key]) for m in kept]  # type: ignore[arg-type]
+        numbers: list[Any] = [next(iter(message.content.metric_records.values())) for message in kept]
+        weights = [float(record[self.weighted_by_key]) for record in numbers]
         self._average(nodes, records, weights if self.config.weighted else None)
         self._nominal = self._mean_model()
         metrics = self.train_metrics_aggr_fn([message.content for message in kept], self.weighted_by_key)
@@ -338,10 +343,15 @@ class ClusteredFedAvg(FedAvg):
             return None
         metrics = self.evaluate_metrics_aggr_fn([message.content for message in kept], self.weighted_by_key)
         value = metrics.get(self.config.keep_best)
-        if isinstance(value, int | float) and value < self._best_value:
-            self.best_round, self._best_value = server_round, float(value)
+        if isinstance(value, int | float) and value < self.best_value:
+            self.best_round, self.best_value = server_round, float(value)
             self._best = {part: dict(states) for part, states in self._state.items()}
         return metrics
+
+    @property
+    def partitions(self) -> dict[int, int]:
+        """Node id -> partition id, of the nodes that told it."""
+        return {node: told["partition-id"] for node, told in self._facts.items() if "partition-id" in told}
 
     def node_arrays(self, node_id: int, *, best: bool = False) -> ArrayRecord:
         """The model of one node: of each part, the parameters of its cluster.
@@ -362,10 +372,16 @@ class ClusteredFedAvg(FedAvg):
         names = _usual_metrics(replies)
         kept, _ = usable(
             replies,
-            lambda message: reply_problem(message, shapes, self.arrayrecord_key, self.weighted_by_key)
-            or _metrics_problem(message, names, self.weighted_by_key),
+            lambda message: (
+                reply_problem(message, shapes, self.arrayrecord_key, self.weighted_by_key)
+                or _metrics_problem(message, names, self.weighted_by_key)
+            ),
         )
         return kept
+
+    def _place(self, message: Message) -> tuple[int, int]:
+        node = message.metadata.src_node_id
+        return self._facts.get(node, {}).get("partition-id", 2**62), node
 
     def _with_own_arrays(self, messages: Sequence[Message]) -> list[Message]:
         own, made = [], {}
@@ -492,7 +508,9 @@ def _metrics_problem(message: Message, names: frozenset[str], weight: str) -> st
 
 def audit(
     history: Annotated[Path, "rounds of any federation: JSON, JSONL or CSV with cosines between the clients' updates"],
-    losses: Annotated[Path | None, "JSON file: client -> paired losses of the federated and its own local model"] = None,
+    losses: Annotated[
+        Path | None, "JSON file: client -> paired losses of the federated and its own local model"
+    ] = None,
     draws: Annotated[int, "draws of each null calibration"] = 2000,
 ) -> AuditReport:
     """Do the clients of this federation pull against one another, in which part, and does an average mix camps?"""

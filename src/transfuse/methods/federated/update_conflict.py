@@ -1,7 +1,7 @@
 """Do the clients of a federation pull against one another? What their updates say, and the audit of a history.
 
-A history needs the cosines between the clients' updates, for each round and group of parameters. `UpdateHistory` records
-them on top of any Flower strategy; `read_history` says which plain files do as well.
+A history needs the cosines between the clients' updates, for each round and group of parameters. `UpdateHistory`
+records them on top of any Flower strategy; `read_history` says which plain files do as well.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ConflictRound:
 
 
 class UpdateProducts:
-    """Inner products and signs of the updates of a round, a tensor at a time, so that no update lies in memory whole."""
+    """Inner products and signs of the updates of a round, a tensor at a time: no update lies in memory whole."""
 
     def __init__(self, clients: int) -> None:
         self.products = np.zeros((clients, clients))
@@ -174,7 +174,7 @@ def read_history(path: Path | str) -> list[ConflictRound]:
 
     JSON or JSONL: rounds with `round`, `clients` and `groups`; a group has `cosines`, (clients, clients), or `updates`,
     (clients, numbers): whole updates or random projections of them; and may have `clusters`, a label a client.
-    CSV: a header with `round`, `client_a`, `client_b`, `cosine` and, as far as known, `group`, `cluster_a`, `cluster_b`.
+    CSV: a header with `round`, `client_a`, `client_b`, `cosine`, and `group`, `cluster_a`, `cluster_b` where known.
     """
     text = read_utf8(path)
     suffix = Path(path).suffix.lower()
@@ -247,7 +247,9 @@ def _from_pairs(rows: Sequence[Mapping[str, str | None]], path: str) -> list[Con
             value = float(row["cosine"] or "")
             tables.setdefault(int(row["round"] or ""), {}).setdefault(group, {})[a, b] = value
         except ValueError:
-            raise UserError(f"line {number} of {path!r}: round {row['round']}, cosine {row['cosine']}", "numbers") from None
+            raise UserError(
+                f"line {number} of {path!r}: round {row['round']}, cosine {row['cosine']}", "numbers"
+            ) from None
         if not abs(value) <= 1 + 1e-6:
             raise UserError(f"line {number} of {path!r}: cosine {value}", "a number from -1 to 1")
         labels.update({(group, c): str(row[k]) for c, k in ((a, "cluster_a"), (b, "cluster_b")) if row.get(k)})

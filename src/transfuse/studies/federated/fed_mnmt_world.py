@@ -1,5 +1,4 @@
-"""The federation of the Fed-MNMT study: parallel text dealt to clients of one direction each, a pre-trained base, and one
-run of an arm."""
+"""The federation of the Fed-MNMT study: parallel text dealt to clients of one direction each, a base, and one run."""
 
 from __future__ import annotations
 
@@ -20,20 +19,18 @@ from transfuse.methods.federated.adapter_client import (
     LocalTraining,
     Pair,
     adapter_client,
-    batches,
     collate,
+    encode_pairs,
     exchanged_arrays,
 )
 from transfuse.methods.federated.bottleneck_adapters import (
-    Init,
     Keep,
     adapter_sites,
     attach_adapters,
-    exchanged_parameters,
     load_arrays,
 )
-from transfuse.methods.federated.fed_mnmt import ClusteredFedAvg, Lists
-from transfuse.nets.tiny_translator import language_tag, subword_tokenizer, tiny_mbart
+from transfuse.methods.federated.fed_mnmt import ClusteredFedAvg
+from transfuse.nets.tiny_translator import subword_tokenizer, tiny_mbart
 from transfuse.study.stage import Stages
 from transfuse.study.streams import Stream, Streams
 
@@ -167,18 +164,8 @@ def _take(parallel: Parallel, rows: np.ndarray) -> Parallel:
 def _client(direction: str, text: Text, rows: np.ndarray, tokenizer: Any) -> Client:
     source, target = direction.split("-")
     train = encode_pairs(tokenizer, _take(text.train, rows), source, target)
-    sets = [encode_pairs(tokenizer, part, source, target) for part in (text.dev, text.test)]
-    return Client(direction, train, *sets, tuple(len(line.encode()) for line in text.test[target]))
-
-
-def encode_pairs(tokenizer: Any, text: Parallel, source: str, target: str) -> tuple[Pair, ...]:
-    """Lines as mBART-50 has them: language tag, subwords, end mark, on both sides."""
-    sides = []
-    for language in (source, target):
-        tag = tokenizer.convert_tokens_to_ids(language_tag(language))
-        ids = tokenizer(list(text[language]), add_special_tokens=False)["input_ids"]
-        sides.append([(tag, *line[:60], tokenizer.eos_token_id) for line in ids])
-    return tuple(Pair(a, b) for a, b in zip(*sides, strict=True))
+    dev, test = (encode_pairs(tokenizer, part, source, target) for part in (text.dev, text.test))
+    return Client(direction, train, dev, test, tuple(len(line.encode()) for line in text.test[target]))
 
 
 def pretrain(
