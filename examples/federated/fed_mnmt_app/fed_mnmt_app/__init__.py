@@ -1,0 +1,1 @@
+"""A Flower app: translation adapters, averaged by language family."""
