@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score
 
 from transfuse.errors import UserError
+from transfuse.hosts.flower.checkpoint import Checkpointed
 from transfuse.hosts.flower.client_sampling import SampledStrategy, UniformSampler
 from transfuse.hosts.flower.local_grid import LocalGrid, quiet_flower
 from transfuse.methods.federated.fed_mnmt import (
@@ -356,6 +358,22 @@ def test_partial_participation_and_a_paired_sampler() -> None:
     run(strategy, rounds=4)
     assert all(np.isfinite(a.numpy()).all() for n in range(1, 7) for a in strategy.node_arrays(n).values())
     assert [len(item.clients) for item in strategy.conflicts] == [3] * 4
+
+
+@pytest.mark.parametrize("kind", ["family", "gradient", "random", "none"])
+def test_resumed_federation_has_the_arrays_of_an_undisturbed_one(kind: str, tmp_path: Path) -> None:
+    """The clusters' own parameters are part of the checkpoint; the mean over all would lose them."""
+    whole = ClusteredFedAvg(clusters=kind, **OFF)
+    run(Checkpointed(whole, tmp_path / "whole"), rounds=5)
+    for rounds in (2, 4, 5):
+        strategy = ClusteredFedAvg(clusters=kind, **OFF)
+        result = run(Checkpointed(strategy, tmp_path / "parts"), rounds=rounds)
+    assert strategy.labels == whole.labels
+    for node in range(1, 7):
+        ours, theirs = strategy.node_arrays(node), whole.node_arrays(node)
+        for key in theirs:
+            np.testing.assert_array_equal(ours[key].numpy(), theirs[key].numpy(), err_msg=f"{node} {key}")
+    assert set(result.arrays) == set(whole.node_arrays(1))
 
 
 def test_a_strategy_can_be_started_again() -> None:

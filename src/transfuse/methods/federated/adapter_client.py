@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from transfuse.errors import UserError
 from transfuse.methods.federated.bottleneck_adapters import exchanged_parameters, load_arrays
-from transfuse.methods.federated.fed_mnmt import sketch
+from transfuse.methods.federated.client_clusters import sketch
 from transfuse.methods.federated.node_queries import Facts, answer_describe, answer_gradient
 from transfuse.nets.tiny_translator import language_tag
 

@@ -20,6 +20,7 @@ with Adapter. Findings of ACL 2023. https://arxiv.org/abs/2305.12449
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -39,8 +40,29 @@ from transfuse.errors import UserError
 from transfuse.hosts.flower.flat_records import FlatLayout, trainable_keys
 from transfuse.hosts.flower.reply_check import reply_problem, usable
 from transfuse.methods.federated import conflict_report, node_queries
-from transfuse.methods.federated.language_families import family_of
+from transfuse.methods.federated.client_clusters import (
+    cluster_means,
+    family_labels,
+    gradient_labels,
+    mean_of,
+    random_labels,
+    sketch,
+)
 from transfuse.methods.federated.update_conflict import ConflictRound, keys_of_groups, read_history, update_products
+
+__all__ = [
+    "CARD",
+    "ClusteredFedAvg",
+    "Config",
+    "audit",
+    "by_stack",
+    "cluster_means",
+    "family_labels",
+    "gradient_labels",
+    "mean_of",
+    "random_labels",
+    "sketch",
+]
 
 CARD = Card(
     id="fed_mnmt",
@@ -130,81 +152,6 @@ def by_stack(key: str) -> str:
     return next((segment for segment in key.split(".") if segment in STACKS), "shared")
 
 
-def cluster_means(
-    values: np.ndarray, labels: Sequence[Hashable], weights: Sequence[float] | np.ndarray | None = None
-) -> np.ndarray:
-    """X <- A X: every client gets the mean over the clients of its cluster, (clients, size).
-
-    Args:
-        values: parameters of one part, (clients, size).
-        labels: the cluster of each client, (clients,).
-        weights: of the clients; None means equal, as in the paper.
-    """
-    x = np.asarray(values)
-    if x.ndim != 2 or len(x) != len(labels):
-        raise UserError(f"values of shape {x.shape} and {len(labels)} labels", "(clients, size) and a label a client")
-    same = np.array([[a == b for b in labels] for a in labels], dtype=np.float64)  # (clients, clients)
-    a = same * (np.ones(len(x)) if weights is None else np.asarray(weights, dtype=np.float64))
-    return (a / a.sum(axis=1, keepdims=True)) @ x
-
-
-def family_labels(languages: Sequence[str], families: Mapping[str, str] | None = None) -> list[str]:
-    """The family of each client's language."""
-    return [family_of(language, families) for language in languages]
-
-
-def random_labels(labels: Sequence[Hashable], rng: np.random.Generator) -> list[Hashable]:
-    """The same labels dealt at random: clusters of the same number and sizes. The placebo of any clustering."""
-    return [labels[i] for i in rng.permutation(len(labels))]
-
-
-def gradient_labels(sketches: np.ndarray, count: int) -> list[int]:
-    """Clusters of clients with alike gradients: average linkage on cosine distance, cut into `count` clusters.
-
-    Args:
-        sketches: gradients or sketches of them, (clients, size); their lengths do not matter.
-        count: how many clusters; fewer where clients coincide.
-    """
-    x = np.asarray(sketches, dtype=np.float64)
-    if x.ndim != 2 or not np.isfinite(x).all() or not (np.linalg.norm(x, axis=1) > 0).all():
-        raise UserError(f"sketches of shape {x.shape}", "(clients, size), finite and not zero")
-    if len(x) <= count:
-        return list(range(len(x)))
-    from scipy.cluster.hierarchy import fcluster, linkage
-
-    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
-    distance = np.maximum(1.0 - unit @ unit.T, 0.0)[np.triu_indices(len(x), 1)]
-    return [int(label) - 1 for label in fcluster(linkage(distance, "average"), count, "maxclust")]
-
-
-def sketch(gradient: Mapping[str, np.ndarray], size: int, seed: int = 0) -> np.ndarray:
-    """A random projection of a gradient whose inner products are those of the gradients in expectation, (size,).
-
-    Each coordinate is added to one of `size` sums with a random sign, so the projection needs no matrix. Names and the
-    seed alone decide where it goes, so the sketches of all clients can be compared.
-    """
-    result = np.zeros(size)
-    for key, values in gradient.items():
-        rng = np.random.default_rng((seed, zlib.crc32(key.encode())))
-        flat = np.asarray(values, dtype=np.float64).reshape(-1)
-        signs = rng.integers(0, 2, flat.size) * 2 - 1
-        result += np.bincount(rng.integers(0, size, flat.size), weights=signs * flat, minlength=size)
-    return result
-
-
-def mean_of(vectors: Sequence[np.ndarray], weights: Sequence[float] | None = None, dtype: Any = None) -> np.ndarray:
-    """Mean of equally long vectors, in the dtype of the first unless told; whole numbers are rounded."""
-    target = np.dtype(dtype or vectors[0].dtype)
-    wide = np.result_type(target, np.float32) if target.kind == "f" else np.dtype(np.float64)
-    share = np.full(len(vectors), 1 / len(vectors)) if weights is None else np.asarray(weights) / np.sum(weights)
-    total = np.zeros(vectors[0].shape, wide)
-    for vector, factor in zip(vectors, share, strict=True):
-        total += vector if weights is None else vector * wide.type(factor)
-    if weights is None:
-        total *= wide.type(share[0])
-    return np.asarray(total if target.kind == "f" else np.rint(total)).astype(target, copy=False)
-
-
 @dataclass(frozen=True)
 class RoundBytes:
     """Bytes of model arrays that crossed the wire in a round: to the clients, and back."""
@@ -275,6 +222,41 @@ class ClusteredFedAvg(FedAvg):
         self._parts = keys_of_groups(arrays, self.part_of)
         self._sent: dict[int, ArrayRecord] = {}
         self._round = 0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold (see `hosts.flower.checkpoint`): clusters, their parameters, the best round.
+
+        The records of conflict and of bytes are not among it: they begin anew.
+        """
+        if not self._state:
+            return {}
+        saved: dict[str, Any] = {f"initial/{key}": array.numpy() for key, array in self._initial.items()}
+        for when, parts in (("now", self._state), ("best", self._best)):
+            for part, states in parts.items():
+                for label, arrays in states.items():
+                    place = f"{when}/{part}/{_as_text(label)}"
+                    saved |= {f"{place}/{key}": array.numpy() for key, array in arrays.items()}
+        labels = {part: {str(n): _as_text(label) for n, label in own.items()} for part, own in self.labels.items()}
+        facts = {str(node): known for node, known in self._facts.items()}
+        best = self._best_value if self.best_round else None
+        return {**saved, "labels": labels, "facts": facts, "best_round": self.best_round, "best_value": best}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`."""
+        begun = {key.split("/", 1)[1]: value for key, value in state.items() if key.startswith("initial/")}
+        self._restart(ArrayRecord({key: Array(value) for key, value in begun.items()}))
+        for place, value in state.items():
+            if place.startswith(("now/", "best/")):
+                when, part, label, key = place.split("/", 3)
+                parts = self._state if when == "now" else self._best
+                parts.setdefault(part, {}).setdefault(_from_text(label), {})[key] = Array(value)
+        self.labels = {
+            part: {int(node): _from_text(label) for node, label in own.items()} for part, own in state["labels"].items()
+        }
+        self._facts = {int(node): dict(known) for node, known in state["facts"].items()}
+        self.best_round = int(state["best_round"])
+        self._best_value = np.inf if state["best_value"] is None else float(state["best_value"])
+        self._nominal = self._mean_model()
 
     def summary(self) -> None:
         """Log the settings."""
@@ -488,6 +470,16 @@ class ClusteredFedAvg(FedAvg):
             groups[part] = products.finish([str(self.labels[part][node]) for node in nodes])
         names = tuple(self._facts[node].get("partition-id", node) for node in nodes)
         return ConflictRound(server_round, names, groups)
+
+
+def _as_text(label: Hashable) -> str:
+    """A label as part of a name: JSON without slashes."""
+    return json.dumps(label).replace("/", "\\u002f")
+
+
+def _from_text(text: str) -> Hashable:
+    label = json.loads(text)
+    return tuple(label) if isinstance(label, list) else label
 
 
 def _usual_metrics(replies: Sequence[Message]) -> frozenset[str]:
