@@ -234,9 +234,8 @@ STUDY = Study(
     notes=(
         "Tuned values are those with the best balanced validation accuracy over seeds 100 to 102, which no cell has "
         "(bench/redgrape_tuning.py); splits are drawn anew each seed, so images can be in both. FedAvg has its local "
-        "rate to tune; focal loss, logit adjustment and RedGrape the local rate and one number of their own; tau-"
-        "normalisation and the oracle too, but of FedAvg's two best local rates; CReFF of these, and its two rates. A grid whose best point lay at its edge was "
-        "extended once.",
+        "rate to tune; focal loss, logit adjustment, RedGrape, tau-normalisation and the oracle the local rate and one "
+        "number of their own, CReFF two. A grid whose best point lay at its edge was extended once.",
         "Ablations, placebo and other alphas take RedGrape's values; MNIST and Office-Caltech10 take those of digits.",
         "The oracle re-trains FedAvg's classifier on the balanced validation set, which no other arm sees.",
         "CReFF deploys the weight and the bias that it re-trained; the port in RedGrape's reference code deploys the "
