@@ -3,9 +3,9 @@
     python bench/redgrape_tuning.py                     # digits; the best of each block stands in the study's settings
     TRANSFUSE_DATA=... python bench/redgrape_tuning.py --data mnist
 
-Every arm is tuned over the values that it has: FedAvg and CReFF over the local rate; the focal loss, logit adjustment
-and RedGrape over the local rate and their own number; CReFF also over its two rates; what is done to FedAvg's models
-afterwards, over its number. RedGrape's ablations and its placebo take RedGrape's values.
+Every arm is tuned over the values that it has: FedAvg over the local rate; the focal loss, logit adjustment and
+RedGrape over the local rate and their own number; CReFF over the local rate and its two rates; what is done to FedAvg's
+models afterwards, over their local rate and its number. RedGrape's ablations and its placebo take RedGrape's values.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ GRIDS: dict[str, tuple[Sequence[float], ...]] = {
     "focal": (RATES, (1.0, 2.0)),
     "adjusted": (RATES, (0.5, 1.0, 1.5, 2.0)),
     "redgrape": (RATES, (0.03, 0.1, 0.3, 1.0, 3.0)),
-    "creff": ((0.1, 1.0), (0.1, 0.3, 1.0)),
-    "tau": ((0.25, 0.5, 0.75, 1.0, 1.5),),
-    "oracle_rate": ((0.1, 0.3, 1.0),),
+    "creff": ((0.3, 1.0), (0.1, 1.0), (0.1, 0.3, 1.0)),  # the two local rates at which FedAvg is best
+    "tau_norm": ((0.3, 1.0), (0.25, 0.5, 0.75, 1.0, 1.5)),
+    "oracle": ((0.3, 1.0), (0.1, 0.3, 1.0)),
 }
 
 
@@ -52,18 +52,17 @@ def score(arms: Sequence[Arms], make: Callable[[Arms], Trajectory]) -> float:
     return float(np.mean([late(make(each).validation, every, each.settings.last) for each in arms]))
 
 
-def afterwards(each: Arms, mend: Callable[..., dict[str, np.ndarray]]) -> Trajectory:
+def afterwards(each: Arms, rate: float, mend: Callable[..., dict[str, np.ndarray]]) -> Trajectory:
     """FedAvg's last models, mended; the oracle trains on one half of the validation set and is judged on the other."""
     validation = each.world.validation
     odd = np.arange(len(validation.labels)) % 2 == 1
     first, second = validation.take(np.flatnonzero(odd)), validation.take(np.flatnonzero(~odd))
-    assert each.base is not None
-    return Trajectory(validation=[recall(mend(model, first), second) for model in each.base.models])
+    models = each.plain(rate, LocalRule()).models
+    return Trajectory(validation=[recall(mend(model, first), second) for model in models])
 
 
-def runner(name: str, values: tuple[float, ...], best: dict[str, tuple[float, ...]]) -> Callable[[Arms], Trajectory]:
+def runner(name: str, values: tuple[float, ...]) -> Callable[[Arms], Trajectory]:
     """What one point of a grid means."""
-    (rate,) = best.get("rate", (0.0,))
     if name == "rate":
         return lambda each: each.plain(values[0], LocalRule())
     if name == "focal":
@@ -73,12 +72,12 @@ def runner(name: str, values: tuple[float, ...], best: dict[str, tuple[float, ..
     if name == "redgrape":
         return lambda each: each.redgrape(replace(each.config(), rate=values[0], balance_rate=values[1]))
     if name == "creff":
-        return lambda each: each.creff(rate, *values)
-    if name == "tau":
-        return lambda each: afterwards(each, lambda model, _: tau_normalised(model, values[0]))
+        return lambda each: each.creff(*values)
+    if name == "tau_norm":
+        return lambda each: afterwards(each, values[0], lambda model, _: tau_normalised(model, values[1]))
     rng = np.random.default_rng(0)
     steps = 300
-    return lambda each: afterwards(each, lambda model, data: retrained(model, data, steps, values[0], rng))
+    return lambda each: afterwards(each, values[0], lambda model, data: retrained(model, data, steps, values[1], rng))
 
 
 def main() -> None:
@@ -97,11 +96,8 @@ def main() -> None:
         arms.append(Arms(settings, task, world, streams, {}))
     best: dict[str, tuple[float, ...]] = {}
     for name, grid in GRIDS.items():
-        found = {values: score(arms, runner(name, values, best)) for values in itertools.product(*grid)}
+        found = {values: score(arms, runner(name, values)) for values in itertools.product(*grid)}
         best[name] = max(found, key=lambda values: found[values])
-        if name == "rate":
-            for each in arms:
-                each.base = each.plain(best["rate"][0], LocalRule())
         if not arguments.json:
             print(f"{name}: best {best[name]}")
             print("  " + "  ".join(f"{values}: {value:.3f}" for values, value in found.items()), flush=True)

@@ -241,12 +241,12 @@ def _by_count(found: Sequence[Recovered]) -> list[Finding]:
     for low, high in _COUNTS:
         cosines = [item.own for item in found if item.count >= low and (high is None or item.count <= high)]
         if cosines:
-            name = f"{low} and more" if high is None else f"{low}" if low == high else f"{low} to {high}"
+            name = "one example" if high == 1 else f"{low} {'and more' if high is None else f'to {high}'} examples"
             value = float(np.mean(cosines))
             meaning = (
                 f"largest cosine of recovered features with an example behind them, mean over {len(cosines)} uploads"
             )
-            findings.append(Finding(f"cosine, {name} examples", value, None, None, "info", meaning))
+            findings.append(Finding(f"cosine, {name}", value, None, None, "info", meaning))
     return findings
 
 

@@ -68,7 +68,7 @@ class Arms:
         """FedAvg and RedGrape, and the two baselines that the paper's claim stands or falls with."""
         yield from self.pair()
         yield from self._report("logit_adjusted", self.adjusted(*self.task.adjusted))
-        yield from self._report("creff", self.creff(self.task.rate, *self.task.creff))
+        yield from self._report("creff", self.creff(self.task.creff_rate, *self.task.creff))
 
     def pair(self, ablation: bool = True) -> Iterator[Measurement]:
         """FedAvg and RedGrape, and what its prototypes add."""
@@ -141,12 +141,13 @@ class Arms:
 
     def _post_hoc(self) -> Iterator[Measurement]:
         """What can be done to FedAvg's last models at the server."""
-        assert self.base is not None
-        s, rng = self.task, self.streams.noise.child("retrained").numpy()
-        mended = [tau_normalised(model, s.tau) for model in self.base.models]
+        rate, tau = self.task.tau_norm
+        mended = [tau_normalised(model, tau) for model in self.plain(rate, LocalRule()).models]
         yield from self._report("tau_norm", self._judged(mended), curve=False)
-        steps = self.settings.creff_train_steps
-        oracle = [retrained(model, self.world.validation, steps, s.oracle_rate, rng) for model in self.base.models]
+        rate, descent = self.task.oracle
+        rng, steps = self.streams.noise.child("retrained").numpy(), self.settings.creff_train_steps
+        models = self.plain(rate, LocalRule()).models
+        oracle = [retrained(model, self.world.validation, steps, descent, rng) for model in models]
         yield from self._report("crt_oracle", self._judged(oracle), curve=False)
 
     def _judged(self, models: list[dict[str, np.ndarray]]) -> Trajectory:

@@ -71,13 +71,14 @@ class Task:
         largest: examples of the most frequent class.
         clients: how many, of equal size.
         clients_a_round: of these.
-        rate: local learning rate of FedAvg and CReFF.
+        rate: local learning rate of FedAvg.
         focal: local learning rate and gamma of the focal loss.
         adjusted: local learning rate and tau of logit adjustment.
-        creff: rates at which features and classifier descend.
+        creff_rate: local learning rate of CReFF.
+        creff: rates at which its features and its classifier descend.
         redgrape: local learning rate and lambda.
-        tau: of tau-normalisation.
-        oracle_rate: at which the oracle's classifier descends.
+        tau_norm: local learning rate and tau of tau-normalisation.
+        oracle: local learning rate, and the rate at which the oracle's classifier descends.
     """
 
     ratio: float
@@ -89,10 +90,11 @@ class Task:
     rate: float
     focal: tuple[float, float]
     adjusted: tuple[float, float]
+    creff_rate: float
     creff: tuple[float, float]
     redgrape: tuple[float, float]
-    tau: float
-    oracle_rate: float
+    tau_norm: tuple[float, float]
+    oracle: tuple[float, float]
 
 
 @dataclass
