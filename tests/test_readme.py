@@ -46,6 +46,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("files")
     _write_texts(folder)
     _write_graph(folder)
+    _write_federation(folder)
     rng = np.random.default_rng(0)
     with (folder / "history.jsonl").open("w", encoding="utf-8") as file:
         for index in range(40):
@@ -73,6 +74,26 @@ def _write_texts(folder: Path) -> None:
     foreign = [f"the {a} of the {b} was overruled" for a in ("verdict", "appeal", "statute", "witness", "ruling")
                for b in ("court", "senate", "colony", "bishop", "treaty", "empire")]  # fmt: skip
     (folder / "suspects.txt").write_text("\n".join(foreign), encoding="utf-8")
+
+
+def _write_federation(folder: Path) -> None:
+    """What audits of a federation read: effects of averaging, cosines between updates, features and their owners."""
+    rng = np.random.default_rng(1)
+    effects, conflicts = [], []
+    for index in range(25):
+        local = (0.6 + 0.01 * rng.normal(size=4)).round(4).tolist()
+        effects.append({"round": index + 1, "aggregate": round(0.62 + 0.01 * rng.normal(), 4), "local": local})
+        updates = rng.normal(size=(7, 50))
+        updates /= np.linalg.norm(updates, axis=1, keepdims=True)
+        cosines = (updates @ updates.T).round(6).tolist()
+        conflicts.append({"round": index + 1, "clients": list(range(7)), "groups": {"model": {"cosines": cosines}}})
+    for name, rounds in (("effects", effects), ("conflicts", conflicts)):
+        lines = "".join(json.dumps(entry) + "\n" for entry in rounds)
+        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    n, classes, width = 120, 5, 8
+    parts = {"features": rng.normal(size=(n, width)), "labels": rng.integers(classes, size=n)}
+    parts |= {"client": rng.integers(6, size=n), "weight": rng.normal(size=(classes, width)), "bias": np.zeros(classes)}
+    np.savez(folder / "features.npz", **parts)
 
 
 def _write_classifier(folder: Path) -> None:
