@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import re
@@ -11,8 +12,11 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
+from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -21,6 +25,26 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
+
+
+@contextlib.contextmanager
+def importable(app: Path) -> Iterator[None]:
+    """The modules of a Flower app can be imported inside the block, and are forgotten after it."""
+    package = app.name
+    sys.path.insert(0, str(app))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(app))
+        for name in [name for name in sys.modules if name.split(".")[0] == package]:
+            del sys.modules[name]
+
+
+def app_config(app: Path, **changes: object) -> dict[str, Any]:
+    """An app's own defaults with changes, so that a key that was renamed is noticed."""
+    defaults = tomllib.loads((app / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    assert not set(changes) - set(defaults)
+    return {**defaults, **changes}
 
 
 class Deployment:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import test_flower_deployment
-from test_flower_deployment import ROOT, Deployment
+from flower_deployment import ROOT, Deployment, app_config, importable
 
 from transfuse.hosts.flower.local_grid import LocalGrid, quiet_flower
 from transfuse.methods.federated.update_conflict import read_history
@@ -24,22 +21,17 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def app(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Make the example importable for the length of a test, and let `Deployment` run it."""
-    monkeypatch.syspath_prepend(str(APP))
-    monkeypatch.setattr(test_flower_deployment, "APP", APP)
-    yield
-    for name in [name for name in sys.modules if name.split(".")[0] == "fed_mnmt_app"]:
-        del sys.modules[name]
+def app() -> Iterator[None]:
+    """The example can be imported for the length of a test."""
+    with importable(APP):
+        yield
 
 
 def local_run(out: Path, **changes: object) -> None:
     from fed_mnmt_app.client import app as client_app
     from fed_mnmt_app.server import federate
 
-    defaults = tomllib.loads((APP / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-    assert not set(changes) - set(defaults)
-    settings = {**defaults, "rounds": ROUNDS, "out": str(out), **changes}
+    settings = app_config(APP, rounds=ROUNDS, out=str(out), **changes)
     with quiet_flower():
         federate(LocalGrid(client_app, NODES, run_config=settings, on_error="raise"), settings)
 
@@ -64,7 +56,7 @@ def test_deployment_gives_the_arrays_of_the_local_grid(app: None, tmp_path: Path
     local_run(tmp_path / "local")
     deployed = tmp_path / "deployed"
     started = time.monotonic()
-    with Deployment(tmp_path, nodes=NODES) as deployment:
+    with Deployment(tmp_path, APP, nodes=NODES) as deployment:
         code = deployment.flwr_run(f"rounds={ROUNDS} out='{deployed}'", DEADLINE)
         assert deployment.wait_for(deployed / "done", DEADLINE - (time.monotonic() - started)), deployment.logs()
         assert code == 0, deployment.logs()

@@ -5,15 +5,13 @@ The nodes keep a domain classifier and Adam's moments from round to round, in fr
 
 from __future__ import annotations
 
-import sys
 import time
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from flower_deployment import ROOT, Deployment
+from flower_deployment import ROOT, Deployment, app_config, importable
 
 from transfuse.hosts.flower.local_grid import LocalGrid, quiet_flower
 from transfuse.methods.federated.group_effect_report import read_effects
@@ -26,19 +24,10 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def app(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Make the example importable for the length of a test."""
-    monkeypatch.syspath_prepend(str(APP))
-    yield
-    for name in [name for name in sys.modules if name.split(".")[0] == "fedka_app"]:
-        del sys.modules[name]
-
-
-def config(**changes: object) -> dict:
-    """The app's own defaults, so that a renamed key is noticed."""
-    defaults = tomllib.loads((APP / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-    assert not set(changes) - set(defaults)
-    return {**defaults, **changes}
+def app() -> Iterator[None]:
+    """The example can be imported for the length of a test."""
+    with importable(APP):
+        yield
 
 
 def local_run(settings: dict, nodes: int = 2, **arguments: object):
@@ -54,7 +43,7 @@ def local_run(settings: dict, nodes: int = 2, **arguments: object):
     "sharing", [{"share": "raw"}, {"share": "embeddings"}, {"share": "stats", "disentangle": False}]
 )
 def test_example_app_runs_on_a_local_grid(app: None, tmp_path: Path, sharing: dict) -> None:
-    settings = config(rounds=2, clients=3, out=str(tmp_path), **sharing)
+    settings = app_config(APP, rounds=2, clients=3, out=str(tmp_path), **sharing)
     result = local_run(settings, nodes=3, roundtrip=True)
     assert all(np.isfinite(array.numpy()).all() for array in result.arrays.values())
     effects = read_effects(tmp_path / "effects.jsonl")
@@ -62,13 +51,13 @@ def test_example_app_runs_on_a_local_grid(app: None, tmp_path: Path, sharing: di
 
 
 def test_example_app_learns_its_sources_without_alignment(app: None, tmp_path: Path) -> None:
-    settings = config(rounds=8, clients=3, out=str(tmp_path), disentangle=False, match=False, vote=False)
+    settings = app_config(APP, rounds=8, clients=3, out=str(tmp_path), disentangle=False, match=False, vote=False)
     local_run(settings, nodes=3)
     assert read_effects(tmp_path / "effects.jsonl")[-1].aggregate > 0.3  # on the unseen domain; one in ten by chance
 
 
 def test_deployment_gives_the_arrays_of_the_local_grid(app: None, tmp_path: Path) -> None:
-    settings = config(rounds=ROUNDS, out=str(tmp_path / "local"))
+    settings = app_config(APP, rounds=ROUNDS, out=str(tmp_path / "local"))
     local_run(settings)
     deployed = tmp_path / "deployed"
     started = time.monotonic()

@@ -5,14 +5,13 @@ The same server function on a LocalGrid must give the same arrays: that is what 
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from flower_deployment import ROOT, Deployment
+from flower_deployment import ROOT, Deployment, app_config, importable
 
 from transfuse.hosts.flower.local_grid import LocalGrid, quiet_flower
 from transfuse.methods.federated.fedglad import negative_sampling_report
@@ -26,21 +25,10 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def app(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Make the example importable for the length of a test."""
-    monkeypatch.syspath_prepend(str(APP))
-    yield
-    for name in [name for name in sys.modules if name.split(".")[0] == "fedglad_app"]:
-        del sys.modules[name]
-
-
-def config(**changes: object) -> dict:
-    """The app's own defaults, so that a renamed key is noticed."""
-    import tomllib
-
-    defaults = tomllib.loads((APP / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-    assert not set(changes) - set(defaults)
-    return {**defaults, **changes}
+def app() -> Iterator[None]:
+    """The example can be imported for the length of a test."""
+    with importable(APP):
+        yield
 
 
 def local_run(settings: dict, **arguments: object):
@@ -54,7 +42,7 @@ def local_run(settings: dict, **arguments: object):
 
 @pytest.mark.parametrize("roundtrip", [False, True])
 def test_example_app_learns_on_a_local_grid(app: None, tmp_path: Path, roundtrip: bool) -> None:
-    settings = config(rounds=3, out=str(tmp_path))
+    settings = app_config(APP, rounds=3, out=str(tmp_path))
     result = local_run(settings, roundtrip=roundtrip)
     curve = [result.evaluate_metrics_serverapp[r]["accuracy"] for r in range(4)]
     assert curve[3] > 0.5 > curve[0]
@@ -63,7 +51,7 @@ def test_example_app_learns_on_a_local_grid(app: None, tmp_path: Path, roundtrip
 
 @pytest.mark.parametrize("secure", [False, True])
 def test_deployment_gives_the_arrays_of_the_local_grid(app: None, tmp_path: Path, secure: bool) -> None:
-    settings = config(rounds=ROUNDS, out=str(tmp_path / "local"))
+    settings = app_config(APP, rounds=ROUNDS, out=str(tmp_path / "local"))
     local_run(settings)
     deployed = tmp_path / "deployed"
     started = time.monotonic()

@@ -5,21 +5,17 @@ Unlike FedGLAD's, its messages carry records of their own in both directions, ea
 
 from __future__ import annotations
 
-import sys
 import time
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from flower_deployment import ROOT, Deployment, app_config, importable
 
 from transfuse.hosts.flower.local_grid import LocalGrid, quiet_flower
 
-sys.path.insert(0, str(Path(__file__).parent))
-import test_flower_deployment as deployment_of
-
-APP = deployment_of.ROOT / "examples" / "federated" / "redgrape_app"
+APP = ROOT / "examples" / "federated" / "redgrape_app"
 ROUNDS = 3
 DEADLINE = 180.0  # seconds for all of it; an idle machine needs about 50
 
@@ -27,20 +23,10 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def app(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Make the example importable, and the one that is deployed, for the length of a test."""
-    monkeypatch.syspath_prepend(str(APP))
-    monkeypatch.setattr(deployment_of, "APP", APP)
-    yield
-    for name in [name for name in sys.modules if name.split(".")[0] == "redgrape_app"]:
-        del sys.modules[name]
-
-
-def config(**changes: object) -> dict:
-    """The app's own defaults, so that a renamed key is noticed."""
-    defaults = tomllib.loads((APP / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-    assert not set(changes) - set(defaults)
-    return {**defaults, **changes}
+def app() -> Iterator[None]:
+    """The example can be imported for the length of a test."""
+    with importable(APP):
+        yield
 
 
 def local_run(settings: dict, nodes: int = 2, **arguments: object):
@@ -53,17 +39,17 @@ def local_run(settings: dict, nodes: int = 2, **arguments: object):
 
 
 def test_example_app_learns_on_a_local_grid(app: None, tmp_path: Path) -> None:
-    settings = config(rounds=10, out=str(tmp_path))
+    settings = app_config(APP, rounds=10, out=str(tmp_path))
     result = local_run(settings, roundtrip=True)
     assert result.evaluate_metrics_serverapp[10]["accuracy"] > 0.6 > result.evaluate_metrics_serverapp[0]["accuracy"]
     assert len(np.load(tmp_path / "prototypes.npz")["classes"]) == 10
 
 
 def test_deployment_gives_the_arrays_of_the_local_grid(app: None, tmp_path: Path) -> None:
-    local_run(config(rounds=ROUNDS, out=str(tmp_path / "local")))
+    local_run(app_config(APP, rounds=ROUNDS, out=str(tmp_path / "local")))
     deployed = tmp_path / "deployed"
     started = time.monotonic()
-    with deployment_of.Deployment(tmp_path, nodes=2) as deployment:
+    with Deployment(tmp_path, APP, nodes=2) as deployment:
         code = deployment.flwr_run(f"rounds={ROUNDS} out='{deployed}'", DEADLINE)
         left = DEADLINE - (time.monotonic() - started)
         assert deployment.wait_for(deployed / "model.npz", left), deployment.logs()
