@@ -56,7 +56,7 @@ class Config:
 
     adapter: Kind = "lora"  # the paper has both
     rank: int = 8  # of LoRA; the paper's
-    alpha: float = 16.0  # LoRA's scale is alpha / rank
+    alpha: int = 16  # LoRA's scale is alpha / rank
     modules: str | tuple[str, ...] = "all-linear"  # LoRA's targets; IA3 takes PEFT's own for the architecture
     steps: int = 60  # optimiser steps on the forget set
     rate: float = 1e-3  # of AdamW; adapters take ten times the rate of full fine-tuning
@@ -68,8 +68,8 @@ class Config:
 def combine_lora(parts: Sequence[tuple[Tensor, Tensor, float]], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Factors of sum_i w_i s_i B_i A_i, exact for any number of adapters, of the rank of all together.
 
-    The weight goes to one factor only: on both, a negative would cancel and others would be squared. The paper adds A to
-    A and B to B, whose product has cross terms B_i A_j; the two agree for a single adapter.
+    The weight goes to one factor only: on both, a negative would cancel and others would be squared. The paper adds A
+    to A and B to B, whose product has cross terms B_i A_j; the two agree for a single adapter.
 
     Args:
         parts: A (r_i, in), B (out, r_i) and scale s_i of each adapter.
@@ -227,7 +227,7 @@ def negated_tensor(name: str, tensor: Tensor, strength: float = 1.0) -> Tensor:
     raise UserError(f"tensor {name!r} in the adapter", "factors of LoRA or vectors of (IA)^3")
 
 
-def new_adapter(model: nn.Module, kind: Kind, rank: int, alpha: float, modules: str | tuple[str, ...], name: str) -> Any:
+def new_adapter(model: nn.Module, kind: Kind, rank: int, alpha: int, modules: str | tuple[str, ...], name: str) -> Any:
     """A `PeftModel` around a model, frozen but for a fresh adapter that changes nothing yet."""
     from peft import IA3Config, LoraConfig, get_peft_model
 
@@ -239,7 +239,7 @@ def new_adapter(model: nn.Module, kind: Kind, rank: int, alpha: float, modules: 
         if kind == "lora"
         else IA3Config(task_type="CAUSAL_LM")
     )
-    return get_peft_model(model, config, adapter_name=name)  # type: ignore[arg-type]
+    return get_peft_model(model, config, adapter_name=name)
 
 
 def unlearn_adapter_negation(

@@ -7,7 +7,7 @@ probability, whether it was ranked first, and mean and variance of the log proba
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,7 +148,7 @@ def score_answers(
     )
 
 
-def answer_logits(model: Any, inputs: dict[str, torch.Tensor], places: torch.Tensor) -> torch.Tensor:
+def answer_logits(model: Any, inputs: Mapping[str, torch.Tensor], places: torch.Tensor) -> torch.Tensor:
     """Logits at the places that predict an answer token, (answer tokens, vocabulary).
 
     The head sees only these places, since a hook in front of it lets no others through; whatever the model does to

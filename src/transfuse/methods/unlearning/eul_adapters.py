@@ -4,7 +4,7 @@ EUL (Chen and Yang 2023) trains adapters to agree with the original model p_0 on
 what goes, while the task is kept and the language modelling of the forget set undone:
 L = alpha [KL(p_0 || p) on D_r - KL(p_0 || p) on D_f] + lambda NLL(D_r) - gamma NLL(D_f).
 The model is frozen, so that p_0 is the same model with its adapters off; there is no second one. Adapters of several
-requests are fused linear by linear: the fused one is the least-squares answer to all of them (RegMean, Jin et al. 2023).
+requests are fused linear by linear: the fused one is the least-squares answer to all (RegMean, Jin et al. 2023).
 
 >>> import torch
 >>> x = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
@@ -62,7 +62,7 @@ class Config:
 
     adapter: Kind = "lora"  # or "ia3"; the paper has bottleneck adapters, for which no maintained host exists
     rank: int = 8  # of LoRA; PEFT's default
-    lora_alpha: float = 16.0  # LoRA's scale is this over the rank
+    lora_alpha: int = 16  # LoRA's scale is this over the rank
     modules: str | tuple[str, ...] = "all-linear"  # LoRA's targets; IA3 takes PEFT's own for the architecture
     alpha: float = 0.8  # of both divergences; the paper's (from memory)
     task: float = 1.0  # the paper's lambda (from memory)

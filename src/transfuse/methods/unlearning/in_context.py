@@ -75,9 +75,9 @@ def icul_examples(
         labels: all labels.
         rng: draws other labels and the correct examples.
         shots: examples in all, the paper's s; None takes all of `correct`.
-        variant: "icul"; or an ablation: "correct_labels" leaves the labels as they are, "same_text" repeats the texts to
-            forget, labels flipped, instead of correct examples, "random_point" flips points drawn from `correct` in
-            place of those to forget.
+        variant: "icul"; or an ablation: "correct_labels" leaves the labels as they are, "same_text" repeats the texts
+            to forget, labels flipped, instead of correct examples, "random_point" flips points drawn from `correct`
+            in place of those to forget.
 
     Raises:
         UserError: more examples than there are, or an unknown variant.
@@ -141,6 +141,8 @@ class PrefixedModel(nn.Module):
         prefix: token ids.
         bos: id that stays in front of the prefix where inputs begin with it.
     """
+
+    prefix: Tensor
 
     def __init__(self, model: Any, prefix: Sequence[int], bos: int | None = None) -> None:
         super().__init__()

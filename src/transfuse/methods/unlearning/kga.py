@@ -78,7 +78,7 @@ def stopped(first: float, now: float, config: Config) -> bool:
 def item_gaps(
     small: nn.Module, model: nn.Module, encoded: Sequence[EncodedAnswer], pad: int, batch: int = 64
 ) -> Tensor:
-    """KL(small || model) of each item, summed over its answer tokens, and how many these are: (2, items), on the CPU."""
+    """KL(small || model) of each item, summed over its answer tokens, and their number: (2, items), on the CPU."""
     found = []
     modes = small.training, model.training
     small.eval()

@@ -2,8 +2,8 @@
 
 The direction in which fine-tuning on some data moves the weights, theta_ft - theta_0, is called the task vector of
 that data. Subtracted, it takes out what it stands for: theta_u = theta_0 - lambda (theta_ft - theta_0), with the
-largest lambda of a grid that leaves a control metric at 95 % (Ilharco et al. 2023). MUSE (Shi et al. 2024) does the same
-with a model that already knows the data: it is taught still more ("reinforced"), and that difference is subtracted.
+largest lambda of a grid that leaves a control metric at 95 % (Ilharco et al. 2023). MUSE (Shi et al. 2024) does the
+same with a model that already knows the data: it is taught still more ("reinforced"), and that change is subtracted.
 Both are `negate(target, start, end, strength)`; they differ in which models they are given.
 
 >>> import torch
