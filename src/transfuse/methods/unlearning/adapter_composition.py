@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from transfuse.atomic import replacing, write_text
 from transfuse.errors import UserError
+from transfuse.hosts.model_folder import loading
 from transfuse.methods.unlearning.answer_tokens import EncodedAnswer
 from transfuse.methods.unlearning.answer_training import (
     Control,
@@ -46,6 +47,7 @@ from transfuse.methods.unlearning.answer_training import (
     scan_strength,
     seeded,
 )
+from transfuse.user_file import read_utf8
 
 Kind = Literal["lora", "ia3"]
 
@@ -203,9 +205,11 @@ def negate_adapter_folder(source: str | Path, out: str | Path, strength: float =
             raise UserError(f"no {path.name} in {str(source)!r}", "an adapter that save_pretrained wrote")
     if out.exists():
         raise UserError(f"{str(out)!r} exists already", "a new folder")
-    text = settings.read_text(encoding="utf-8")
-    refuse_nonlinear(json.loads(text))
-    tensors = {name: negated_tensor(name, tensor, strength) for name, tensor in load_file(weights).items()}
+    text = read_utf8(settings)
+    with loading(source):
+        found, trained = json.loads(text), load_file(weights)
+    refuse_nonlinear(found)
+    tensors = {name: negated_tensor(name, tensor, strength) for name, tensor in trained.items()}
     try:
         with replacing(out / weights.name) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})

@@ -74,9 +74,9 @@ class AnswerScores:
         return np.array([values.mean() for values in self.logp])
 
     def zlib(self, answers: Sequence[str]) -> np.ndarray:
-        """Membership score zlib: log probability over the length of the compressed text in bytes, (items,)."""
+        """Membership score zlib: mean log probability over the length of the compressed text in bytes, (items,)."""
         sizes = np.array([len(zlib.compress(answer.encode())) for answer in answers])
-        return self.sums() / sizes
+        return self.loss() / sizes
 
     def min_k(self, share: float = 0.2) -> np.ndarray:
         """Membership score Min-K%: mean of the lowest `share` of the log probabilities, at least one, (items,)."""

@@ -43,6 +43,7 @@ from transfuse.methods.unlearning.answer_tokens import EncodedAnswer, by_length,
 from transfuse.methods.unlearning.answer_training import (
     FORGET,
     RETAIN,
+    Control,
     OnStep,
     batch_at,
     kl,
@@ -230,6 +231,7 @@ def unlearn_eul(
     *,
     seed: int,
     on_step: OnStep | None = None,
+    control: Control | None = None,
 ) -> nn.Module:
     """Train an adapter to forget and return the `PeftModel`; the model's own weights are not touched.
 
@@ -244,6 +246,7 @@ def unlearn_eul(
         config: settings.
         seed: of the adapter's first weights and of the batches.
         on_step: called after each step; True stops.
+        control: not used; nothing is chosen here.
     """
     c = config or Config()
     needs_items(forget=forget, retain=retain)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from transfuse.errors import UserError
 from transfuse.methods.unlearning.answer_tokens import EncodedAnswer
-from transfuse.methods.unlearning.answer_training import OnStep, needs_items
+from transfuse.methods.unlearning.answer_training import Control, OnStep, needs_items
 
 Example = tuple[str, str]  # a text and its label
 Variant = Literal["icul", "correct_labels", "same_text", "random_point"]
@@ -216,6 +216,7 @@ def unlearn_icul(
     *,
     seed: int,
     on_step: OnStep | None = None,
+    control: Control | None = None,
 ) -> nn.Module:
     """The model behind ICUL's examples: questions to forget with wrong answers, retained ones with their own.
 
@@ -227,6 +228,7 @@ def unlearn_icul(
         config: settings.
         seed: of which items are shown.
         on_step: called once, after the only step.
+        control: not used; nothing is chosen here.
     """
     needs_items(forget=forget, retain=retain)
     prefix = icul_prefix(tokenizer, forget, retain, config or Config(), seed)
@@ -242,6 +244,7 @@ def unlearn_icu(
     *,
     seed: int,
     on_step: OnStep | None = None,
+    control: Control | None = None,
 ) -> nn.Module:
     """The model behind ICU's instruction to know nothing of ``config.subjects``. Arguments as of `unlearn_icul`."""
     config = config or Config()
