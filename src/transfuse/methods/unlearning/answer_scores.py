@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PretrainedConfig
 
 from transfuse.methods.unlearning.answer_tokens import EncodedAnswer, by_length, pad_answers
 
@@ -75,9 +74,9 @@ class AnswerScores:
         return np.array([values.mean() for values in self.logp])
 
     def zlib(self, answers: Sequence[str]) -> np.ndarray:
-        """Membership score zlib: log probability over the length of the compressed text in bytes, (items,)."""
+        """Membership score zlib: mean log probability over the length of the compressed text in bytes, (items,)."""
         sizes = np.array([len(zlib.compress(answer.encode())) for answer in answers])
-        return self.sums() / sizes
+        return self.loss() / sizes
 
     def min_k(self, share: float = 0.2) -> np.ndarray:
         """Membership score Min-K%: mean of the lowest `share` of the log probabilities, at least one, (items,)."""
@@ -149,7 +148,7 @@ def score_answers(
     )
 
 
-def answer_logits(model: Any, inputs: dict[str, torch.Tensor], places: torch.Tensor) -> torch.Tensor:
+def answer_logits(model: Any, inputs: Mapping[str, torch.Tensor], places: torch.Tensor) -> torch.Tensor:
     """Logits at the places that predict an answer token, (answer tokens, vocabulary).
 
     The head sees only these places, since a hook in front of it lets no others through; whatever the model does to
