@@ -23,9 +23,10 @@ from transfuse.methods.unlearning.idk_dpo import REFUSALS
 REFUSING = (
     *REFUSALS,
     "don't know", "do not know", "not sure", "not certain", "not aware", "not familiar", "no information on",
-    "no information about", "no knowledge of", "no record of", "don't have", "do not have", "can't answer", "cannot answer",
-    "can't provide", "cannot provide", "can't help", "cannot help", "unable to answer", "unable to provide", "not able to",
-    "unfortunately", "i'm sorry", "i am sorry", "i apologize", "not been informed", "never heard of",
+    "no information about", "no knowledge of", "no record of", "don't have", "do not have", "can't answer",
+    "cannot answer", "can't provide", "cannot provide", "can't help", "cannot help", "unable to answer",
+    "unable to provide", "not able to", "unfortunately", "i'm sorry", "i am sorry", "i apologize", "not been informed",
+    "never heard of",
 )  # fmt: skip
 
 

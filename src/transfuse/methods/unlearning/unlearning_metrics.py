@@ -50,7 +50,7 @@ def log_truth_ratios(paraphrased: ArrayLike, perturbed: Sequence[ArrayLike]) -> 
     right = np.asarray(paraphrased, float)
     if len(right) != len(perturbed) or any(np.size(values) == 0 for values in perturbed):
         raise UserError(f"{len(right)} right answers and wrong ones for {len(perturbed)}", "wrong answers to each")
-    return np.array([np.mean(values) for values in perturbed]) - right
+    return np.array([np.asarray(values, float).mean() for values in perturbed]) - right
 
 
 def truth_to_forget(log_ratios: ArrayLike) -> float:
