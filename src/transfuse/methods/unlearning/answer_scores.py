@@ -38,6 +38,11 @@ class AnswerScores:
     def __len__(self) -> int:
         return len(self.logp)
 
+    def part(self, first: int, last: int) -> AnswerScores:
+        """Scores of the items first to last - 1: several sets can share one pass."""
+        cut = slice(first, last)
+        return AnswerScores(self.logp[cut], self.hit[cut], self.mean[cut], self.variance[cut], self.ended[cut])
+
     def _words(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [array[: len(array) - end] for array, end in zip(arrays, self.ended, strict=True)]
 
