@@ -31,14 +31,14 @@ SEEDS = (100, 101)
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # below the first none reaches the match in its steps
 FURTHER = 3e-2  # for those that are best at the end of the grid, or never reach the match
 METHODS = (
-    "gradient_ascent", "grad_diff", "grad_kl", "npo", "npo_alone", "simnpo", "idk_dpo", "rmu", "eul", "kga", "task_vector",
-    "adapter_negation", "reinforced_contrast",
+    "gradient_ascent", "grad_diff", "grad_kl", "npo", "npo_alone", "simnpo", "idk_dpo", "rmu", "eul", "kga",
+    "task_vector", "adapter_negation", "reinforced_contrast",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Point:
-    """Of one rate in one seed: the step of the match (0 if there is none), what is kept there, what is left to forget."""
+    """Of one rate in one seed: step of the match (0 if there is none), what is kept there, what is left to forget."""
 
     step: int
     kept: float

@@ -28,7 +28,7 @@ def load_causal_model(name: str | Path, device: str = "cpu", dtype: str = "auto"
         raise UserError("an empty name of a model", "a model folder or a hub name")
     place = checked_device(device)
     with loading(name):
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **SAFELY)
+        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **SAFELY)
     return model.to(place).eval(), load_tokenizer(name, model, AutoTokenizer)
 
 

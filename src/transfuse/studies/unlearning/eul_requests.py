@@ -43,7 +43,7 @@ def fused_requests(world: FactWorld) -> nn.Module:
     grams = {f"request{i}": input_grams(model, forget, pad, f"request{i}") for i, (_, forget) in
              enumerate(_requests(world))}  # fmt: skip
     fuse_adapters(model, grams)
-    return model.merge_and_unload().eval()  # type: ignore[no-any-return]
+    return model.merge_and_unload().eval()
 
 
 def sequential_requests(world: FactWorld) -> nn.Module:
@@ -57,4 +57,4 @@ def sequential_requests(world: FactWorld) -> nn.Module:
             model, world.tokenizer, forget, retain, config, seed=seed + index, on_step=_Stop(world, subjects)
         )
         model = trained.merge_and_unload()
-    return model.eval()  # type: ignore[no-any-return]
+    return model.eval()

@@ -76,7 +76,7 @@ STUDY = Study(
         "direction": Metric("higher", "1", "its side: -1 not forgotten, 1 over-forgotten (neither is better)"),
         "extraction": Metric("lower", "1", "extraction strength of what is to be forgotten"),
         "memorised": Metric("lower", "1", "share of its answer tokens that rank first"),
-        "membership": Metric("lower", "1", "AUC of Min-K scores, forgotten against unseen questions (one half is best)"),
+        "membership": Metric("lower", "1", "AUC of Min-K scores, forgotten against unseen answers (one half is best)"),
         "leak": Metric("lower", "percent", "size of PrivLeak by these scores"),
         "refused": Metric("lower", "1", "share of questions to forget that are refused (neither is better)"),
         "step": Metric("lower", "1", "step of the match, 0 if it was never reached"),
@@ -134,7 +134,9 @@ STUDY = Study(
             published="TOFU forget05: forget quality 0.99 against 0.79 (from memory)",
         ),
         Beats("grad_diff", "gradient_ascent", on="retain", where=_ALL, paper="A retain term keeps more at the match."),
-        Beats("grad_kl", "gradient_ascent", on="retain", where=_ALL, paper="So does a divergence from the first model."),
+        Beats(
+            "grad_kl", "gradient_ascent", on="retain", where=_ALL, paper="So does a divergence from the first model."
+        ),
         AtLeast(
             "task_vector",
             -0.05,
@@ -192,9 +194,9 @@ STUDY = Study(
         "Methods are compared at the first step at which they answer no more questions to forget than the gold model, "
         "and 5 points; one that never does is taken after its last step, and `matched` is 0.",
         "Where fewer countries are to be forgotten, the gold model is still the one that never saw any of the six.",
-        "TOFU's utility has ROUGE beside probability and truth ratio; answers of one or two words leave nothing for it.",
-        "ICUL's paper classifies, and attacks by LiRA with shadow models; here questions are answered, and the attack is "
-        "Min-K.",
+        "TOFU's utility has ROUGE too; answers of one or two words leave nothing for it to measure.",
+        "ICUL's paper classifies, and attacks by LiRA with shadow models; here questions are answered, and the attack "
+        "is Min-K.",
         "What negates a LoRA is one factor only: that claim is algebra, and a test, not a measurement.",
         "Scale needs text and a model of its own; nothing here says how methods rank on a model of billions.",
     ),
