@@ -55,6 +55,9 @@ class MethodGroup(TyperGroup):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = click.utils.make_str(args[0])
         if not name.startswith("-") and name not in self.list_commands(ctx):
+            close = did_you_mean(name, self.list_commands(ctx))
+            if close and name not in load_registry().entries:
+                raise UserError(f"unknown method {name!r}", fix=close)
             entry = load_registry()[name]  # a clear error for an unknown id
             if not defines(entry, self.function):
                 known = [found.id for found in methods_with(self.function)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ def load_causal_model(name: str | Path, device: str = "cpu", dtype: str = "auto"
 
     if not str(name).strip():
         raise UserError("an empty name of a model", "a model folder or a hub name")
+    if os.sep in str(name) and str(name).count("/") != 1 and not Path(name).exists():
+        raise UserError(f"no folder {str(name)!r}", "a model folder or a hub name")
     place = checked_device(device)
     with loading(name):
         model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **SAFELY)

@@ -144,7 +144,7 @@ def test_apply_forgets_and_stops_early(checkpoint: Path) -> None:
 
 def test_apply_refuses_in_one_line_and_leaves_nothing(checkpoint: Path) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"model": str(checkpoint / "nowhere")}, "no model could be loaded"),
+        ({"model": str(checkpoint / "nowhere")}, "no folder"),
         ({"forget": checkpoint / "nowhere.jsonl"}, "nowhere.jsonl"),
         ({"forget": checkpoint / "retain.jsonl"}, "questions both in"),
         ({"method": "icul"}, "writes no checkpoint"),
