@@ -17,11 +17,31 @@ import torch
 from torch import Tensor, nn
 
 from transfuse.data.fact_forms import HELD_OUT, Item
+from transfuse.methods.unlearning import (
+    adapter_composition,
+    eul_adapters,
+    grad_diff,
+    grad_kl,
+    gradient_ascent,
+    idk_dpo,
+    in_context,
+    kga,
+    npo,
+    reinforced_contrast,
+    rmu,
+    simnpo,
+    task_vector,
+)
 from transfuse.methods.unlearning.answer_tokens import EncodedAnswer
 from transfuse.methods.unlearning.unlearning_methods import METHODS, make_config, unlearn
 from transfuse.studies.unlearning.fact_world import FactWorld
 from transfuse.study.stage import Stages
 
+# Methods are called by name. They are imported here so that a change of one makes stages and cells stale.
+CODE = (
+    adapter_composition, eul_adapters, grad_diff, grad_kl, gradient_ascent, idk_dpo, in_context, kga, npo,
+    reinforced_contrast, rmu, simnpo, task_vector,
+)  # fmt: skip
 TOLERANCE = 0.05  # share of questions to forget that may be answered beyond the gold model's
 # Steps of the gradient methods go on after the match, to see what becomes of a model that is not stopped in time.
 GOES_ON = ("gradient_ascent", "grad_diff", "grad_kl", "npo", "npo_alone", "simnpo", "idk_dpo", "rmu", "retain_only")
