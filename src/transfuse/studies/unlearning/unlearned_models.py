@@ -56,13 +56,15 @@ TUNED: Mapping[str, Mapping[str, Any]] = {
     "grad_diff": {"rate": 1e-3},
     "grad_kl": {"rate": 1e-3},
     "npo": {"rate": 1e-3},
+    "npo_alone": {"rate": 3e-4},
     "simnpo": {"rate": 1e-2},
     "idk_dpo": {"rate": 1e-2},
     "rmu": {"rate": 3e-3},
     "eul": {"rate": 1e-2},
     # Small models that are as sure of what they were taught as the base is: else the gap is closed from the start.
-    "kga": {"small_steps": 150, "small_rate": 3e-3},
+    "kga": {"rate": 1e-2, "small_steps": 150, "small_rate": 3e-3},
     "task_vector": {"rate": 1e-2},
+    "adapter_negation": {"rate": 3e-2},
 }
 
 
