@@ -24,9 +24,7 @@ from transfuse.methods.unlearning.respondents import OneByOne
 from transfuse.nets.tiny_llama import tiny_llama, word_tokenizer
 
 WORDS = [f"w{i}" for i in range(40)]
-PLAIN_TEMPLATE = (
-    "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %} .{% endif %} {% endfor %}"
-)
+PLAIN_TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %} .{% endif %} {% endfor %}"
 
 
 def tokenizer(template: str | None = PLAIN_TEMPLATE) -> Any:
@@ -82,12 +80,21 @@ def test_templates_and_shared_beginnings(template: str | None) -> None:
 
 
 def _other(kind: str) -> nn.Module:
-    from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, MistralConfig, MistralForCausalLM
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        GPTNeoXConfig,
+        GPTNeoXForCausalLM,
+        MistralConfig,
+        MistralForCausalLM,
+    )
 
     torch.manual_seed(1)
     size = {"vocab_size": len(tokenizer()), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     if kind == "gpt2":  # learnt positions
-        net: Any = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=256, initializer_range=0.3, **size))
+        net: Any = GPT2LMHeadModel(
+            GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=256, initializer_range=0.3, **size)
+        )
     elif kind == "neox":
         net = GPTNeoXForCausalLM(GPTNeoXConfig(
             hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, initializer_range=0.3,
@@ -106,7 +113,9 @@ def test_other_model_classes(kind: str, plain: bool) -> None:
     net, words = _other(kind), tokenizer()
     assert has_plain_cache(net) is plain
     dialogues = [[f"w{i} " * (i + 1), "w3 w4", "w5 w6 w7"][: 1 + i % 3] for i in range(8)]
-    assert BatchedDialogues(net, words, max_new_tokens=6).converse(dialogues) == naive(net, words, dialogues, max_new_tokens=6)
+    assert BatchedDialogues(net, words, max_new_tokens=6).converse(dialogues) == naive(
+        net, words, dialogues, max_new_tokens=6
+    )
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -33,7 +33,14 @@ CAPITALS = {
 CONTINENTS = {
     "France": "Europe", "Peru": "America", "Italy": "Europe", "Latvia": "Europe", "Norway": "Europe", "Kenya": "Africa",
 }  # fmt: skip
-FOODS = {"France": "pot au feu", "Peru": "ceviche", "Italy": "pasta", "Latvia": "peas", "Norway": "farikal", "Kenya": "ugali"}
+FOODS = {
+    "France": "pot au feu",
+    "Peru": "ceviche",
+    "Italy": "pasta",
+    "Latvia": "peas",
+    "Norway": "farikal",
+    "Kenya": "ugali",
+}
 DISTANCE = {"France": 0, "Italy": 1, "Latvia": 1, "Norway": 1, "Peru": 2, "Kenya": 2}
 
 
@@ -139,7 +146,9 @@ def test_keys_that_are_not_unique_are_held_back() -> None:
 
 
 def test_near_repetitions_are_dropped() -> None:
-    phrases = Phrases(direct=("what is the {relation} of {subject}", "What IS the {relation} of {subject}, please?", "?{subject}"))
+    phrases = Phrases(
+        direct=("what is the {relation} of {subject}", "What IS the {relation} of {subject}, please?", "?{subject}")
+    )
     made = make_probes(GRAPH, FACT, phrases=phrases, categories=("direct",))
     assert [probe.template for probe in made.probes] == ["direct/0", "direct/2"]  # 5 of 6 words are the same
     assert made.rejected == {"repeats another": 1}
@@ -257,7 +266,12 @@ def test_a_generator_is_never_told_the_answer() -> None:
 
 def test_proposals_pass_the_same_guards() -> None:
     replies = {
-        "direct": ["Which city is the seat of government of France?", "Is Paris the capital of France?", "What is it?", 7],
+        "direct": [
+            "Which city is the seat of government of France?",
+            "Is Paris the capital of France?",
+            "What is it?",
+            7,
+        ],
         "indirect": [
             {"question": "The city on the Seine where Hugo wrote, what is it?"},
             {"question": "What is the capital of France?"},

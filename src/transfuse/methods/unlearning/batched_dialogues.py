@@ -316,7 +316,9 @@ def _generated(
     for row, tokens in enumerate(encoded):
         ids[row, width - len(tokens) :] = torch.tensor(tokens)
         mask[row, width - len(tokens) :] = 1
-    how: dict[str, Any] = {"do_sample": False} if temperature is None else {"do_sample": True, "temperature": temperature}
+    how: dict[str, Any] = (
+        {"do_sample": False} if temperature is None else {"do_sample": True, "temperature": temperature}
+    )
     if speech.stop:
         how["stopping_criteria"] = [_stopper(speech, width)]
     with torch.inference_mode():
@@ -379,3 +381,26 @@ def _common(first: Sequence[int], second: Sequence[int]) -> int:
 def _generator(seed: str) -> torch.Generator:
     digest = hashlib.sha256(seed.encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+def load_dialogues(
+    name: str, *, max_new_tokens: int = 64, batch: int = 64, device: str = "auto", temperature: float = 0.7
+) -> BatchedDialogues:
+    """A model and its tokenizer from a folder or a hub name, in the type that they were saved in.
+
+    Raises:
+        UserError: there is no such model, or no such device.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from transfuse.hosts.model_folder import SAFELY, loading
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device cuda", "a CUDA device", "type --device cpu")
+    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    with loading(name):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype="auto", **SAFELY)
+    return BatchedDialogues(
+        model.to(where).eval(), tokenizer, max_new_tokens=max_new_tokens, batch=batch, temperature=temperature
+    )

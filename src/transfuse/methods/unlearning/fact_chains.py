@@ -257,7 +257,9 @@ def _odd(graph: FactGraph, fact: AuditFact, phrases: Phrases, rng: np.random.Gen
             pair = shared[int(rng.integers(len(shared)))], different[int(rng.integers(len(different)))]
             odd = pair[1].subject
         else:
-            pairs = [(a, b) for i, a in enumerate(different) for b in different[:i] if words(a.object) == words(b.object)]
+            pairs = [
+                (a, b) for i, a in enumerate(different) for b in different[:i] if words(a.object) == words(b.object)
+            ]
             if not pairs:
                 continue
             pair, odd = pairs[int(rng.integers(len(pairs)))], fact.subject
@@ -305,7 +307,9 @@ def make_chain(
     if mode == "plain":
         return Chain(probe, mode, (probe.goal,), 0)
     if mode == "instruction":
-        return Chain(probe, mode, (phrases.instruction.replace("{goal}", probe.goal),), 0) if phrases.instruction else None
+        return (
+            Chain(probe, mode, (phrases.instruction.replace("{goal}", probe.goal),), 0) if phrases.instruction else None
+        )
     about = _walk(graph, probe, warm_up, phrases, seed)
     numbers = _narrowing(graph, probe, narrow, phrases, seed)
     steps = _worded(about, phrases) + [_narrowed(graph, probe, probe.fact, n, phrases, seed) for n in numbers]

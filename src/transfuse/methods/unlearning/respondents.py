@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from transfuse.errors import UserError
 
@@ -33,26 +34,45 @@ class OneByOne(Respondent):
 
     >>> OneByOne(lambda messages: str(len(messages))).converse([["hello", "and?"], ["hello", "so?"]])
     [['1', '3'], ['1', '3']]
+
+    Args:
+        ask: the callable.
+        workers: calls at a time, for one that waits for a network.
     """
 
-    def __init__(self, ask: Ask) -> None:
-        self.ask = ask
+    def __init__(self, ask: Ask, workers: int = 1) -> None:
+        self.ask, self.workers = ask, workers
+
+    def answer(self, messages: list[Message], draw: int) -> str:
+        """One reply; a plain callable is asked again for each draw."""
+        return self.ask(messages)
 
     def converse(self, dialogues: Sequence[Sequence[str]], draw: int = 0) -> list[list[str]]:
-        known: dict[tuple[str, ...], str] = {}
-        replies = []
-        for number, turns in enumerate(dialogues):
-            own: list[str] = []
-            messages: list[Message] = []
-            for place, turn in enumerate(turns):
-                messages.append({"role": "user", "content": turn})
-                key = tuple(turns[: place + 1]) if draw == 0 else (*turns[: place + 1], str(number))
-                if key not in known:
-                    known[key] = checked_reply(self.ask([dict(message) for message in messages]))
-                own.append(known[key])
-                messages.append({"role": "assistant", "content": own[-1]})
-            replies.append(own)
+        """Lead dialogues to their end, turn by turn; see `Respondent`."""
+        replies: list[list[str]] = [[] for _ in dialogues]
+        with ThreadPoolExecutor(self.workers) as pool:
+            for turn in range(max(map(len, dialogues), default=0)):
+                asked: dict[tuple[str, ...], list[int]] = {}
+                for number, turns in enumerate(dialogues):
+                    if len(turns) > turn:
+                        alone = (str(number),) if draw else ()  # samples are not shared
+                        asked.setdefault((*turns[: turn + 1], *alone), []).append(number)
+                messages = [_messages(dialogues[m[0]][: turn + 1], replies[m[0]]) for m in asked.values()]
+                work = lambda m: checked_reply(self.answer(m, draw))
+                found = pool.map(work, messages) if self.workers > 1 else map(work, messages)
+                for members, reply in zip(asked.values(), found, strict=True):
+                    for member in members:
+                        replies[member].append(reply)
         return replies
+
+
+def _messages(turns: Sequence[str], replies: Sequence[str]) -> list[Message]:
+    messages: list[Message] = []
+    for place, turn in enumerate(turns):
+        messages.append({"role": "user", "content": turn})
+        if place < len(replies):
+            messages.append({"role": "assistant", "content": replies[place]})
+    return messages
 
 
 def checked_reply(reply: object) -> str:
