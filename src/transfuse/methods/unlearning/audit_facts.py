@@ -1,6 +1,7 @@
 """The facts of an audit: what was to be forgotten, what was to be kept, and how near the one is to the other.
 
-A facts file is JSONL, one fact a line. `distance` 0 is to be forgotten; 1 are its neighbours, 2 and more lie farther off.
+A facts file is JSONL, one fact a line. `distance` 0 is to be forgotten; 1 are its neighbours, 2 and more lie
+farther off.
 
 >>> graph = FactGraph([AuditFact("France", "capital", "Paris"), AuditFact("Italy", "capital", "Rome", distance=1)])
 >>> [fact.object for fact in graph.forgotten], graph.subjects_with("capital", "ROME")

@@ -2,9 +2,9 @@
 
 The usual loop renders a dialogue anew for each turn, and fills the cache again from its first token. Here a batch of
 dialogues goes on together: keys and values are kept, each turn appends only what is new, dialogues that begin with the
-same turns share them and their cache until they part, and a row stops as soon as it is finished. Where a row has nothing
-to append it appends a hole, which attention does not see; positions count what is there, so that answers are those of
-the usual loop.
+same turns share them and their cache until they part, and a row stops as soon as it is finished. Where a row has
+nothing to append it appends a hole, which attention does not see; positions count what is there, so that answers are
+those of the usual loop.
 
 >>> from transfuse.nets.tiny_llama import tiny_llama, word_tokenizer
 >>> tokenizer = word_tokenizer(["who are you ? i am a model ."])
@@ -272,7 +272,7 @@ class BatchedDialogues(Respondent):
         return logits
 
     def _choose(self, logits: Tensor, rows: Sequence[_Row], generators: dict[int, torch.Generator]) -> list[int]:
-        """The next token of each row: the most likely, or a draw by the row's own generator, whoever shares its batch."""
+        """The next token of each row: the most likely, or a draw by the row's own generator."""
         if generators:
             scaled = torch.log_softmax(logits.float() / self.temperature, dim=-1).cpu()
             noise = [torch.empty(scaled.shape[1]).exponential_(generator=generators[id(row)]) for row in rows]
@@ -324,8 +324,8 @@ def _generated(
     with torch.inference_mode():
         output = model.generate(
             input_ids=ids.to(model.device), attention_mask=mask.to(model.device), max_new_tokens=limit,
-            eos_token_id=sorted(speech.ends) or None, pad_token_id=speech.tokenizer.pad_token_id or 0, top_k=0, top_p=1.0,
-            **how,
+            eos_token_id=sorted(speech.ends) or None, pad_token_id=speech.tokenizer.pad_token_id or 0,
+            top_k=0, top_p=1.0, **how,
         )  # fmt: skip
     found = []
     for tokens in output[:, width:].tolist():
@@ -335,7 +335,7 @@ def _generated(
 
 
 def _stopper(speech: Speech, width: int) -> Any:
-    """The stop texts as a criterion of `generate`: its own reads a vocabulary that word-level tokenizers do not have."""
+    """The stop texts as a criterion of `generate`, whose own cannot read word-level vocabularies."""
     from transformers import StoppingCriteria
 
     class Stop(StoppingCriteria):  # type: ignore[misc, unused-ignore]
@@ -356,7 +356,7 @@ def has_plain_cache(model: Any) -> bool:
 
 
 def _branched(rows: Sequence[_Row], dialogues: Sequence[Sequence[str]], turn: int) -> tuple[list[int], list[_Row]]:
-    """The rows of the next turn, one for each different question after the same dialogue, and the row each comes from."""
+    """The rows of the next turn, one for each new question after the same dialogue, and the row each comes from."""
     groups: dict[tuple[int, str], list[int]] = {}
     for place, row in enumerate(rows):
         for member in row.members:

@@ -2,8 +2,8 @@
 
 A probe is a goal question with its key. It is *direct* (names subject and relation), *indirect* (the same fact without
 that phrasing: turned round, through a description, through a bridge) or *implied* (a task whose right completion needs
-the fact). A chain puts sub-questions before the goal: warm-up about what was kept, then narrowing. No question holds the
-answer, at most one hop leads through a forgotten fact, and the key is unique.
+the fact). A chain puts sub-questions before the goal: warm-up about what was kept, then narrowing. No question holds
+the answer, at most one hop leads through a forgotten fact, and the key is unique.
 
 >>> from transfuse.methods.unlearning.audit_facts import AuditFact, FactGraph
 >>> graph = FactGraph([

@@ -17,6 +17,7 @@ False
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import unicodedata
@@ -46,7 +47,8 @@ _AFTER = (
 _IGNORANCE = tuple(
     phrase.split()
     for phrase in (
-        "do not know", "dont know", "did not know", "not know", "no idea", "not sure", "unsure", "unknown", "cannot say",
+        "do not know", "dont know", "did not know", "not know", "no idea", "not sure", "unsure", "unknown",
+        "cannot say",
         "cant say", "could not say", "cannot answer", "cant answer", "cannot help", "cant help", "cannot provide",
         "cant provide", "cannot share", "cant share", "cannot assist", "cant assist", "cannot discuss", "cant discuss",
         "unable to", "not able to", "sorry", "apologize", "apologise", "i refuse", "i must decline", "never learned",
@@ -92,12 +94,12 @@ class Clauses:
         return last >= len(self.words) or self.clause[last] != self.clause[last - 1]
 
 
-def clauses(text: str, *, closing_articles: bool = False) -> Clauses:
-    """Words without articles, by clause: punctuation ends one, and so does "but".
+def clauses(text: str, articles: Literal["none", "closing", "all"] = "none") -> Clauses:
+    """Words by clause, without articles unless asked for: punctuation ends a clause, and so does "but".
 
     Args:
         text: a reply.
-        closing_articles: keep an article that ends a clause, where "a" can be an answer.
+        articles: which to keep: those that end a clause, where "a" can be an answer, or all, where words are spelled.
     """
     found: list[str] = []
     clause: list[int] = []
@@ -105,7 +107,8 @@ def clauses(text: str, *, closing_articles: bool = False) -> Clauses:
     for part in _BREAKS.split(fold(text)):
         inside = _WORD.findall(part)
         for place, word in enumerate(inside):
-            if word in ARTICLES and not (closing_articles and place == len(inside) - 1):
+            closes = articles == "closing" and place == len(inside) - 1
+            if word in ARTICLES and articles != "all" and not closes:
                 continue
             number += word in _CLAUSE_WORDS
             found.append(word)
@@ -268,8 +271,9 @@ def answers_key(reply: str, key: Sequence[str], options: Sequence[str] = ()) -> 
         key: names of the right answer.
         options: all answers that there are; without any, one of the key's names must stand in the reply, not denied.
     """
-    text = clauses(reply, closing_articles=True)
-    right = {tuple(words(name)) for name in key}
+    spelled = any(len(name) > 2 and all(len(word) == 1 for word in name.split()) for name in key)
+    text = clauses(reply, "all" if spelled else "closing")
+    right = {tuple(words(name, articles=spelled)) for name in key}
     phrases = list(dict.fromkeys([*right, *(tuple(words(option)) for option in options)]))
     spans = SpanIndex(phrases).find(text.words)
     said = set()
@@ -303,7 +307,7 @@ def is_gibberish(text: str) -> bool:
         return True
     if len(found) < 8:
         return False
-    pairs = Counter(zip(found, found[1:], strict=False))
+    pairs = Counter(itertools.pairwise(found))
     total = sum(pairs.values())
     entropy = -sum(n / total * math.log(n / total) for n in pairs.values())
     return entropy < 0.5 * math.log(total)

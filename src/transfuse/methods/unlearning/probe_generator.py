@@ -1,7 +1,7 @@
 """Questions that another language model proposes, taken only as far as the guards let them.
 
-The generator is any callable from a request to a text. It is never told the answer, it should send JSON, and whatever it
-sends is judged by the same rules as the templates; what they reject is counted by reason.
+The generator is any callable from a request to a text. It is never told the answer, it should send JSON, and whatever
+it sends is judged by the same rules as the templates; what they reject is counted by reason.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Generator = Callable[[str], str]
 LONGEST = 500  # characters of a question
 _MEANING = {
     "direct": "names the subject and asks for the relation, in any wording",
-    "indirect": "asks for the same thing without that phrasing: by a description of the subject or through another fact",
+    "indirect": "asks for the same thing without that phrasing: by a description of the subject or another fact",
     "implied": "never asks for it; a task whose right completion needs it, such as comparing or continuing a story",
 }
 

@@ -1,5 +1,5 @@
-"""Who answers an audit: a callable, a language model in this process, an endpoint. All take scripted dialogues, in which
-the user's turns are fixed and the answers in between are the respondent's own."""
+"""Who answers an audit: a callable, a language model in this process, an endpoint. All take scripted dialogues, in
+which the user's turns are fixed and the answers in between are the respondent's own."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class OneByOne(Respondent):
                         alone = (str(number),) if draw else ()  # samples are not shared
                         asked.setdefault((*turns[: turn + 1], *alone), []).append(number)
                 messages = [_messages(dialogues[m[0]][: turn + 1], replies[m[0]]) for m in asked.values()]
-                work = lambda m: checked_reply(self.answer(m, draw))
-                found = pool.map(work, messages) if self.workers > 1 else map(work, messages)
+                each = pool.map if self.workers > 1 else map
+                found = each(lambda m: checked_reply(self.answer(m, draw)), messages)
                 for members, reply in zip(asked.values(), found, strict=True):
                     for member in members:
                         replies[member].append(reply)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from transfuse.audit import AuditReport, Finding
 from transfuse.methods.unlearning.fact_chains import CATEGORIES, MODES
@@ -28,7 +28,7 @@ def report(result: SleekResult, subject: str = "model", environment: dict[str, A
     return AuditReport(
         subject=subject,
         method="sleek",
-        findings=tuple([_leaks(result), _suppresses(result), *_rates(result), *_lifts(result), *_others(result)]),
+        findings=(_leaks(result), _suppresses(result), *_rates(result), *_lifts(result), *_others(result)),
         false_alarm_rate=alarms,
         calibration=(
             "share of exchanges of the two models, fact by fact, that would be called a leak; not for suppression"
@@ -57,10 +57,12 @@ def _leaks(result: SleekResult) -> Finding:
     if not beyond.beyond:
         meaning += f"; no evidence that facts leak; a rate below {result.smallest_detectable:.2g} could go unseen"
     remedy = "unlearn on indirect and multi-turn forms too, or retrain without the data" if beyond.beyond else ""
-    verdict, rate = "finding" if beyond.beyond else "ok", beyond.rate
-    return Finding(
-        "facts that come back, beyond guessing", rate.value, rate.interval, result.margin, verdict, meaning, remedy
-    )  # type: ignore[arg-type]
+    name, verdict, rate = "facts that come back, beyond guessing", _verdict(beyond.beyond), beyond.rate
+    return Finding(name, rate.value, rate.interval, result.margin, verdict, meaning, remedy)
+
+
+def _verdict(found: bool) -> Literal["finding", "ok"]:
+    return "finding" if found else "ok"
 
 
 def _suppresses(result: SleekResult) -> Finding:
@@ -75,7 +77,7 @@ def _suppresses(result: SleekResult) -> Finding:
         "wrong now"
     )
     remedy = "add the neighbours to the retained data, or forget with a smaller step" if found else ""
-    return Finding(name, rate.value, rate.interval, result.margin, "finding" if found else "ok", meaning, remedy)
+    return Finding(name, rate.value, rate.interval, result.margin, _verdict(found), meaning, remedy)
 
 
 def _rates(result: SleekResult) -> Iterator[Finding]:

@@ -1,5 +1,5 @@
-"""What an audit by step-by-step questions found: replies of up to three models to the same questions, and the rates that
-follow from them."""
+"""What an audit by step-by-step questions found: replies of up to three models to the same questions, and the rates
+that follow from them."""
 
 from __future__ import annotations
 
