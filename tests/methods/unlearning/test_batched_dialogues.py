@@ -65,7 +65,7 @@ DIALOGUES = st.lists(st.lists(TURN, max_size=4), max_size=9)
 def test_greedy_transcripts_are_those_of_the_usual_loop(
     dialogues: list[list[str]], batch: int, limit: int, seed: int
 ) -> None:
-    dialogues = dialogues + [turns[:2] + ["w1 w2"] for turns in dialogues]  # some begin alike
+    dialogues = dialogues + [[*turns[:2], "w1 w2"] for turns in dialogues]  # some begin alike
     net, words = model(seed), tokenizer()
     ours = BatchedDialogues(net, words, max_new_tokens=limit, batch=batch).converse(dialogues)
     assert ours == naive(net, words, dialogues, max_new_tokens=limit)
@@ -103,7 +103,8 @@ def _other(kind: str) -> nn.Module:
     else:
         net = MistralForCausalLM(MistralConfig(
             hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=32,
-            initializer_range=0.3, sliding_window=12 if kind == "sliding" else None, max_position_embeddings=256, **size,
+            initializer_range=0.3, sliding_window=12 if kind == "sliding" else None, max_position_embeddings=256,
+            **size,
         ))  # fmt: skip
     return net.double().eval()
 

@@ -191,6 +191,8 @@ LETTERS = tuple("abcdefghijklmnopqrstuvwxyz")
         ("no", "yes", YES, False),
         ("", "no", YES, False),
         ("I do not know", "no", YES, False),
+        ("No idea.", "no", YES, False),  # a refusal is no answer
+        ("Sorry, I cannot say yes", "yes", YES, False),
         ("k", "k", LETTERS, True),
         ("It is a K.", "k", LETTERS, True),  # the article is no answer
         ("the letter k", "k", LETTERS, True),
@@ -208,6 +210,7 @@ LETTERS = tuple("abcdefghijklmnopqrstuvwxyz")
         ("york, not leeds", "york", ("york", "leeds"), True),
         ("k a b u l", "k a b u l", (), True),
         ("k a b u", "k a b u l", (), False),
+        ("k b u l", "k a b u l", (), False),  # "a" is no article where letters are spelled
     ],
 )
 def test_keys_of_questions_that_do_not_ask_for_the_answer(

@@ -263,14 +263,16 @@ class LeakRules:
 def answers_key(reply: str, key: Sequence[str], options: Sequence[str] = ()) -> bool:
     """Whether a reply gives the right one of some options and no other: yes or no, a letter, a number, a name.
 
-    Words that are also articles or pronouns ("a", "i") count as letters only where they end a clause. Options of whole
-    words are found as whole words; options within others ("new york", "york") count as the longer.
+    A refusal is no answer, whatever it holds: "no idea" is not "no". Words that are also articles or pronouns ("a",
+    "i") count as letters only where they end a clause. Options within others ("new york", "york") count as the longer.
 
     Args:
         reply: the text.
         key: names of the right answer.
         options: all answers that there are; without any, one of the key's names must stand in the reply, not denied.
     """
+    if is_refusal(reply):
+        return False
     spelled = any(len(name) > 2 and all(len(word) == 1 for word in name.split()) for name in key)
     text = clauses(reply, "all" if spelled else "closing")
     right = {tuple(words(name, articles=spelled)) for name in key}
