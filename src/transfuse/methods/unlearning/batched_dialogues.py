@@ -316,16 +316,15 @@ def _generated(
     for row, tokens in enumerate(encoded):
         ids[row, width - len(tokens) :] = torch.tensor(tokens)
         mask[row, width - len(tokens) :] = 1
-    how: dict[str, Any] = (
-        {"do_sample": False} if temperature is None else {"do_sample": True, "temperature": temperature}
-    )
+    how: dict[str, Any] = {"do_sample": False, "repetition_penalty": 1.0}
+    if temperature is not None:
+        how |= {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     if speech.stop:
         how["stopping_criteria"] = [_stopper(speech, width)]
     with torch.inference_mode():
         output = model.generate(
             input_ids=ids.to(model.device), attention_mask=mask.to(model.device), max_new_tokens=limit,
-            eos_token_id=sorted(speech.ends) or None, pad_token_id=speech.tokenizer.pad_token_id or 0,
-            top_k=0, top_p=1.0, **how,
+            eos_token_id=sorted(speech.ends) or None, pad_token_id=speech.tokenizer.pad_token_id or 0, **how,
         )  # fmt: skip
     found = []
     for tokens in output[:, width:].tolist():
