@@ -55,9 +55,14 @@ def sleek_task(facts: Path | str | Sequence[AuditFact], config: Config | None = 
         chain = audit.asked[place].chain
         probe, fact = chain.probe, chain.probe.fact
         about = {
-            "place": place, "fact": f"{fact.subject}, {fact.relation}", "cell": f"distance {fact.distance}, {chain.mode}",
-            "distance": fact.distance, "category": probe.category, "mode": chain.mode, "template": probe.template,
-        }  # fmt: skip
+            "place": place,
+            "fact": f"{fact.subject}, {fact.relation}",
+            "cell": f"distance {fact.distance}, {chain.mode}",
+            "distance": fact.distance,
+            "category": probe.category,
+            "mode": chain.mode,
+            "template": probe.template,
+        }
         return Sample(input=chain.turns[0], target=list(probe.key), id=place, metadata=about)
 
     @solver
