@@ -1,0 +1,174 @@
+"""The arms of the ROCR study: edits of a fact world's base, and what is measured of every model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from transfuse.data.fact_forms import FORMS, Item
+from transfuse.methods.unlearning.form_bias import FormBias, form_bias
+from transfuse.methods.unlearning.rocr import Config, ConceptRedirector
+from transfuse.studies.unlearning.fact_world import FactWorld
+from transfuse.study.design import Measurement
+
+if TYPE_CHECKING:
+    from transfuse.studies.unlearning.rocr import Settings
+
+# Forms that name the subject and that the base knows. True or false it does not; reverse and two hops do not name it.
+BEARING = ("cloze", "qa", "choice", "letters", "initial")
+TRAINED = "qa"  # the form that the trained baselines unlearn in
+EDITS = ("rocr", "one_by_one", "noise", "reject")
+BASELINES = ("gradient_ascent", "npo", "idk_dpo")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one arm showed.
+
+    Attributes:
+        p: form -> mean geometric-mean probability of the right answers about the forgotten subjects.
+        retain: accuracy on retained subjects, mean over the bearing forms.
+        neighbours: the same for those of the same continent or region as a forgotten one.
+        valid: share of written answers about forgotten subjects that are objects of the relation asked for.
+        redirected: share that is the object of the concept redirected to.
+    """
+
+    p: Mapping[str, float]
+    retain: float
+    neighbours: float
+    valid: float
+    redirected: float
+
+
+class Arms:
+    """All arms of one seed. Every forgotten subject is redirected to the same retained one."""
+
+    def __init__(self, world: FactWorld, settings: Settings) -> None:
+        self.world, self.settings = world, settings
+        self.to, self.kept = world.retain[0], world.retain[1:]
+        near = set(world.neighbours)
+        self.near = tuple(s for s in self.kept if s in near)
+        self.items = {form: world.ask(world.forget, form) for form in FORMS}
+        self.kept_items = [item for form in BEARING for item in world.ask(self.kept, form, "retain")]
+        self.texts = [
+            item.text for form in FORMS for wording in (0, 1) for item in world.ask(world.retain, form, "null", wording)
+        ]
+
+    def config(self, mode: str = "redirect") -> Config:
+        s = self.settings
+        return Config(
+            mode=mode, layers=s.layers, contexts=s.contexts, null_share=s.null_share, ridge_share=s.ridge_share,
+            refusal=s.refusal, seed=self.world.streams.noise.integer(),
+        )  # fmt: skip
+
+    def redirector(self, config: Config) -> ConceptRedirector:
+        """A redirector of a fresh base; the null space is that of text about retained subjects."""
+        redirector = ConceptRedirector(self.world.model(), self.world.tokenizer, config)
+        return redirector.fit_nullspace(self.texts, without=self.world.forget)
+
+    def every(self, unlearned: Callable[[str], nn.Module]) -> Iterator[Measurement]:
+        """All measurements. `unlearned` gives the base after a trained baseline of that name."""
+        base, gold = self.seen(self.world.model()), self.seen(self.world.model("gold"))
+        seen = {"base": base, "gold": gold}
+        seen |= {name: self.seen(unlearned(name)) for name in BASELINES}
+        redirect = self.redirector(self.config())
+        seen["one_by_one"] = self.one_by_one(redirect)
+        yield Measurement("rocr", "ceiling", self.ceiling(redirect))
+        before, target = redirect.perceive(self.world.forget), redirect.perceive([self.to])
+        redirect.redirect_all(dict.fromkeys(self.world.forget, self.to))
+        left = (redirect.perceive(self.world.forget) - target).norm(dim=0) / (before - target).norm(dim=0)
+        yield Measurement("rocr", "written", float(1 - left.mean()))
+        seen["rocr"] = self.seen(redirect.model)
+        for mode in ("noise", "reject"):
+            edited = self.redirector(self.config(mode))
+            edited.redirect_all(dict.fromkeys(self.world.forget))
+            seen[mode] = self.seen(edited.model)
+        yield from self.measurements(seen)
+
+    def measurements(self, seen: Mapping[str, Seen]) -> Iterator[Measurement]:
+        base = seen["base"]
+        bias = {arm: self.bias(base, found) for arm, found in seen.items()}
+        best = max(bias[arm].mean for arm in BASELINES)
+        for arm, found in seen.items():
+            for form in FORMS:
+                yield Measurement(arm, "reduction", 1 - found.p[form] / base.p[form], {"form": form})
+            gaps = [abs(bias[arm].reduction[form] - bias["gold"].reduction[form]) for form in BEARING]
+            for metric, value in (
+                ("mean_reduction", bias[arm].mean),
+                ("least_reduction", min(bias[arm].reduction.values())),
+                ("spread", bias[arm].spread),
+                ("gold_distance", sum(gaps) / len(gaps)),
+                ("lead", bias[arm].mean - best),
+                ("retain_drop", base.retain - found.retain),
+                ("neighbour_drop", base.neighbours - found.neighbours),
+                ("valid_share", found.valid),
+                ("redirected_share", found.redirected),
+            ):
+                yield Measurement(arm, metric, value)
+
+    def bias(self, base: Seen, found: Seen) -> FormBias:
+        return form_bias({form: base.p[form] for form in BEARING}, {form: found.p[form] for form in BEARING}, TRAINED)
+
+    def ceiling(self, redirector: ConceptRedirector) -> float:
+        """Mean over forgotten subjects of what a perfect edit of the layers would do to the bearing forms."""
+        parts = []
+        for subject in self.world.forget:
+            own = [item for form in BEARING for item in self.items[form] if item.fact.subject == subject]
+            parts.append(redirector.ceiling(subject, self.to, [(item.prompt, item.answer) for item in own]))
+        return sum(parts) / len(parts)
+
+    def one_by_one(self, redirector: ConceptRedirector) -> Seen:
+        """Each subject redirected alone, asked about, and the edit undone: means over the subjects, as published."""
+        found = []
+        for subject in self.world.forget:
+            redirector.redirect(subject, self.to)
+            found.append(self.seen(redirector.model, [subject]))
+            redirector.undo()
+        mean = {name: sum(getattr(each, name) for each in found) / len(found) for name in vars(found[0]) if name != "p"}
+        p = {}
+        for form in FORMS:  # a subject may have fewer items of a form, or none
+            counts = [sum(item.fact.subject == subject for item in self.items[form]) for subject in self.world.forget]
+            p[form] = sum(n * each.p[form] for n, each in zip(counts, found, strict=True) if n) / sum(counts)
+        return replace(found[0], p=p, **mean)
+
+    def seen(self, model: nn.Module, subjects: Sequence[str] | None = None) -> Seen:
+        """Ask a model about forgotten subjects (all of them by default) and about retained ones."""
+        chosen = set(subjects or self.world.forget)
+        own = {form: [item for item in items if item.fact.subject in chosen] for form, items in self.items.items()}
+        p = {
+            form: float(self.world.score(model, items).probability().mean()) for form, items in own.items() if items
+        }
+        exact = self.world.score(model, self.kept_items).exact()
+        near = np.array([item.fact.subject in self.near for item in self.kept_items])
+        asked = own["cloze"] + own["qa"]
+        written = write_answers(model, self.world.tokenizer, asked)
+        table = self.world.table
+        valid = [text in table.objects(item.fact.relation) for text, item in zip(written, asked, strict=True)]
+        other = table.facts[self.to]
+        same = [text == other[item.fact.relation] for text, item in zip(written, asked, strict=True)]
+        return Seen(
+            p, float(exact.mean()), float(exact[near].mean()) if near.any() else float(exact.mean()),
+            float(np.mean(valid)), float(np.mean(same)),
+        )  # fmt: skip
+
+
+@torch.no_grad()
+def write_answers(model: nn.Module, tokenizer: object, items: Sequence[Item], limit: int = 4) -> list[str]:
+    """What greedy decoding writes after each prompt, up to the end-of-sequence token or `limit` tokens."""
+    encode, decode, end = tokenizer, tokenizer.decode, tokenizer.eos_token_id  # type: ignore[attr-defined]
+    rows = [list(encode(item.prompt)["input_ids"]) for item in items]  # type: ignore[operator]
+    starts = [len(row) for row in rows]
+    for length in sorted(set(starts)):  # prompts of one length need no padding
+        group = [i for i, start in enumerate(starts) if start == length]
+        ids = torch.tensor([rows[i] for i in group])
+        for _ in range(limit):
+            ids = torch.cat([ids, model(ids, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+        for i, row in zip(group, ids.tolist(), strict=True):
+            rows[i] = row
+    answers = [row[start:] for row, start in zip(rows, starts, strict=True)]
+    return [decode(answer[: answer.index(end)] if end in answer else answer) for answer in answers]
