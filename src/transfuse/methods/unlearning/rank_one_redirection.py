@@ -114,6 +114,26 @@ def redirect_keys(
     return LowRankEdit(residuals, right, efficacy, free)
 
 
+def rewrite_key(moment: Tensor, key: Tensor, residual: Tensor, jitter: float = 1e-4) -> LowRankEdit:
+    """ROME's update, the baseline: exactly `residual` is added at one key, and as little as can be at common ones.
+
+    Delta = r (C^-1 k)^T / (k^T C^-1 k). There is no null space: common keys get a share, too.
+
+    Args:
+        moment: C = E[k k^T] of common keys, (d_ff, d_ff).
+        key: (d_ff, 1).
+        residual: (d, 1).
+        jitter: added to the diagonal as a share of its mean, as C of few tokens has no inverse.
+    """
+    scale = jitter * float(moment.diagonal().mean())
+    direction = torch.linalg.solve(moment + scale * torch.eye(len(moment)).to(moment), key)  # C^-1 k
+    norm = (key * direction).sum()
+    if not float(norm) > 0:
+        raise UserError("a key of zeros", "a name that activates the layer")
+    one = torch.ones(1).to(key)
+    return LowRankEdit(residual, (direction / norm).T, one, one)
+
+
 def _check(U: Tensor, keys: Tensor, residuals: Tensor, ridge: float) -> None:
     if keys.ndim != 2 or residuals.ndim != 2 or keys.shape[1] != residuals.shape[1] or U.shape[0] != keys.shape[0]:
         raise UserError(

@@ -54,14 +54,37 @@ class Edit:
     Attributes:
         subjects: the names that were redirected, aliases included.
         to: what is perceived in the place of each; None in the modes reject and noise.
+        reached: how much of the way from what was perceived to the target was gone, a name: 1 is all, 0 nothing. Below
+            the layers' efficacy where a model scales or normalises what its MLP writes.
         layers: what was done to each layer.
         keys: of the subjects after the edit, (d_ff, n) a layer.
     """
 
     subjects: tuple[str, ...]
     to: tuple[str | None, ...]
+    reached: tuple[float, ...]
     layers: tuple[LayerEdit, ...]
     keys: tuple[Tensor, ...] = field(repr=False)
+
+    def problems(self) -> Iterator[str]:
+        """What the user can act on: little was written, or it was written over what general text uses."""
+        for i, name in enumerate(self.subjects):
+            for layer in self.layers:
+                if layer.efficacy[i] < 0.5:
+                    yield (
+                        f"layer {layer.index}: {layer.efficacy[i]:.0%} of what {name!r} needs was written; lambda, tau "
+                        "or the weights' half precision do not fit the model (leave ridge and tau out, or save a LoRA)"
+                    )
+                if layer.free[i] < 0.01:
+                    yield (
+                        f"layer {layer.index}: {layer.free[i]:.1%} of the key of {name!r} is free of general text; "
+                        "leave texts about it out (without=...), or others change with it"
+                    )
+            if self.reached[i] < 0.5:
+                yield (
+                    f"{name!r} went {self.reached[i]:.0%} of the way; the model may scale what its MLP writes, or "
+                    "other names stand in the way"
+                )
 
     def summary(self) -> dict[str, Any]:
         """Everything but the tensors, as JSON values."""
@@ -76,7 +99,8 @@ class Edit:
             }
             for layer in self.layers
         ]
-        return {"subjects": list(self.subjects), "to": list(self.to), "layers": layers}
+        reached = [round(value, 4) for value in self.reached]
+        return {"subjects": list(self.subjects), "to": list(self.to), "reached": reached, "layers": layers}
 
 
 def load_model(name: str) -> tuple[Any, Any]:

@@ -23,9 +23,8 @@ X. Ye, M. Zhang, S. Wu: LLM Unlearning Should Be Form-Independent, arXiv 2506.07
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -36,7 +35,8 @@ from torch import Tensor, nn
 from transfuse.card import Card
 from transfuse.data.text_files import read_texts
 from transfuse.errors import UserError
-from transfuse.methods.unlearning.decoder_blocks import Block, decoder_blocks, read_blocks
+from transfuse.methods.unlearning.decoder_blocks import Block, decoder_blocks
+from transfuse.methods.unlearning.name_reading import NameReader, exact
 from transfuse.methods.unlearning.rank_one_redirection import redirect_keys, relative_ridge, used_directions
 from transfuse.methods.unlearning.redirection_record import (
     Edit,
@@ -46,9 +46,10 @@ from transfuse.methods.unlearning.redirection_record import (
     save_edits,
     save_model,
 )
-from transfuse.methods.unlearning.refusal_target import Search, refusal_target
+from transfuse.methods.unlearning.reply_target import Search, reply_target
 from transfuse.methods.unlearning.subject_patch import Question, patched_probability
-from transfuse.methods.unlearning.subject_places import SLOT, PlacedSubject, pad_id, pad_right, place_subject
+from transfuse.methods.unlearning.subject_places import SLOT, pad_id, place_subject
+from transfuse.methods.unlearning.subject_requests import read_requests, redirections
 
 Mode = Literal["redirect", "reject", "noise"]
 
@@ -102,9 +103,7 @@ class Config:
     """What is written where. `Config.published()` has the values of the official code."""
 
     mode: Mode = "redirect"  # the paper's; "reject" and "noise" are the other two of its code
-    layers: tuple[int, ...] | None = (
-        None  # consecutive; None: two or three from an eighth of the depth on (paper: 4-6 of 32)
-    )
+    layers: tuple[int, ...] | None = None  # None: two or three from an eighth of the depth on (code: 4-6 of 32)
     contexts: tuple[str, ...] = CONTEXTS  # the code's six
     chat: bool | None = None  # whether contexts are a user's turn; None: if the tokenizer has a chat template
     ending: str = "Answer:"  # the code's, after the chat template; only mode reject reads beyond the name
@@ -112,9 +111,7 @@ class Config:
     null_least: float = 0.1  # of the directions, so that something is free in any model
     tau: float | None = None  # absolute threshold of eigenvalues instead; 2e-2 in the code
     ridge_share: float = 0.1  # lambda as a share of |P k|^2: 91 % of a residual is written in any model
-    ridge: float | None = (
-        None  # lambda itself instead; 1 (Llama-3-8B, Mistral-7B) or 10 (GPT-2-XL, phi-1.5) in the code
-    )
+    ridge: float | None = None  # lambda itself; in the code 1 (Llama-3-8B, Mistral-7B) or 10 (GPT-2-XL, phi-1.5)
     protect_earlier: bool = True  # keys of earlier edits keep what they map to (K_p)
     refusal: str = "Unfortunately"  # mode reject: how the reply shall begin; the code's
     essence: str = "{s} is a"  # mode reject: what follows this is to stay; the code's
@@ -164,9 +161,10 @@ class ConceptRedirector:
         self.blocks: list[Block] = [every[index] for index in chosen]
         self.edits: list[Edit] = []
         self.used: list[Tensor] = []  # a layer: directions that common keys use, (d_ff, m)
-        self._before: list[Tensor] = []
-        has_template = bool(getattr(tokenizer, "chat_template", None))
-        self._chat = has_template if self.config.chat is None else self.config.chat
+        self._before: list[Tensor] = []  # the weights from before the first edit
+        c = self.config
+        chat = bool(getattr(tokenizer, "chat_template", None)) if c.chat is None else c.chat
+        self._reader = NameReader(model, tokenizer, self.blocks, c.contexts, chat, c.ending, c.official)
 
     def fit_nullspace(
         self, texts: Sequence[str], *, without: Sequence[str] = (), max_length: int = 512, batch_tokens: int = 4096
@@ -180,20 +178,9 @@ class ConceptRedirector:
             max_length: tokens a text is cut at.
             batch_tokens: tokens a forward pass.
         """
-        named = re.compile("|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in without) or r"(?!)", re.IGNORECASE)
-        kept = [text for text in texts if text.strip() and not named.search(text)]
-        if not kept:
-            raise UserError(f"{len(texts)} texts, none of them without {list(without)}", "general text")
-        moments: list[Tensor] = []
-        count = 0
-        for inputs in self._text_batches(kept, max_length, batch_tokens):
-            keys, _ = read_blocks(self.model, self.blocks, inputs)
-            real = inputs["attention_mask"].bool()
-            rows = [_exact(key[real]) for key in keys]  # (tokens, d_ff)
-            count += len(rows[0])
-            moments = [m + k.T @ k for m, k in zip(moments, rows, strict=True)] if moments else [k.T @ k for k in rows]
         c = self.config
-        self.used = [used_directions(moment / count, c.tau, c.null_share, c.null_least) for moment in moments]
+        moments = self._reader.second_moments(texts, without, max_length, batch_tokens)
+        self.used = [used_directions(moment, c.tau, c.null_share, c.null_least) for moment in moments]
         return self
 
     def redirect(self, subject: str, to: str | None = None, aliases: Sequence[str] = ()) -> Edit:
@@ -212,7 +199,7 @@ class ConceptRedirector:
     def redirect_all(self, subjects: Mapping[str, str | None]) -> Edit:
         """Redirect several names at once: name -> what is perceived instead.
 
-        One n x n system a layer, so that no name's edit undoes another's.
+        One n x n system a layer, so that no name's edit undoes another's. After an error the model is as it was.
         """
         if not subjects:
             raise UserError("no subjects", "at least one name")
@@ -220,30 +207,35 @@ class ConceptRedirector:
             raise UserError("redirect before fit_nullspace", fix="call fit_nullspace(texts) first")
         names = list(subjects)
         targets = self._targets(names, list(subjects.values()))  # (d, n)
-        if not self._before:
+        start = self._reader.read(names)[1]
+        if not self.edits:
             self._before = [block.parameter.data.clone() for block in self.blocks]
-        layers = [self._write(place, names, targets) for place in range(len(self.blocks))]
-        edit = Edit(tuple(names), tuple(subjects.values()), tuple(layers), tuple(self._read(names)[0]))
+        try:
+            layers = tuple(self._write(place, names, targets) for place in range(len(self.blocks)))
+        except BaseException:
+            self._rebuild()
+            raise
+        keys, end = self._reader.read(names)
+        reached = 1 - (targets - end).norm(dim=0) / (targets - start).norm(dim=0).clamp(min=1e-12)
+        edit = Edit(tuple(names), tuple(subjects.values()), tuple(reached.tolist()), layers, tuple(keys))
         self.edits.append(edit)
-        _warn(edit)
+        for problem in edit.problems():
+            warnings.warn(problem, stacklevel=2)
         return edit
 
     def undo(self) -> Edit:
-        """Take back the last edit. The weights are then bit for bit those from before it."""
+        """Take back the last edit. The edited weights are then bit for bit those from before it."""
         if not self.edits:
             raise UserError("nothing to undo", "an edit")
         last = self.edits.pop()
-        for place, block in enumerate(self.blocks):
-            block.parameter.data.copy_(self._before[place])
-            for edit in self.edits:
-                _add(block, edit.layers[place].left, edit.layers[place].right)
+        self._rebuild()
         return last
 
     def restore(self) -> None:
-        """Take back all edits."""
-        for block, before in zip(self.blocks, self._before, strict=False):
-            block.parameter.data.copy_(before)
-        self.edits.clear()
+        """Take back all edits. The edited weights are then bit for bit those from before the first."""
+        if self.edits:
+            self.edits.clear()
+            self._rebuild()
 
     def export_lora(self, folder: Path | str) -> Path:
         """Write all edits as one PEFT LoRA of rank n for the model from before them; see `save_edits`."""
@@ -251,7 +243,7 @@ class ConceptRedirector:
 
     def perceive(self, names: Sequence[str]) -> Tensor:
         """What the model perceives at names: the stream after the last edited layer, mean over contexts, (d, n)."""
-        return self._read(names)[1]
+        return self._reader.read(names)[1]
 
     def ceiling(self, subject: str, to: str, questions: Sequence[Question]) -> float:
         """How much of the answers' probability goes if the model perceives exactly `to`: 1 is all, 0 nothing.
@@ -268,56 +260,25 @@ class ConceptRedirector:
         before, after = patched_probability(self.model, self.blocks[-1], self.tokenizer, subject, value, questions)
         return 1 - float(after.mean() / before.mean())
 
-    def _text_batches(self, texts: Sequence[str], longest: int, tokens: int) -> Iterator[dict[str, Tensor]]:
-        encoded = self.tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]
-        rows = sorted((ids for ids in encoded if len(ids)), key=len)
-        first = 0
-        while first < len(rows):
-            last = first + 1
-            while last < len(rows) and (last + 1 - first) * len(rows[last]) <= tokens:
-                last += 1
-            yield pad_right(rows[first:last], pad_id(self.tokenizer), self._device)
-            first = last
-
-    @property
-    def _device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    def _place(self, context: str, name: str) -> PlacedSubject:
-        chat = self._chat
-        ending = self.config.ending if chat else ""
-        double = self.config.official and chat
-        return place_subject(self.tokenizer, context, name, chat=chat, ending=ending, double_bos=double)
-
-    def _read(self, names: Sequence[str], contexts: Sequence[str] | None = None) -> tuple[list[Tensor], Tensor]:
-        """Keys of each layer (d_ff, n) and the stream after the last one (d, n), at the names, mean over contexts."""
-        return self._at([self._place(context, name) for name in names for context in contexts or self.config.contexts],
-                        len(names))  # fmt: skip
-
-    def _at(self, placed: Sequence[PlacedSubject], n: int) -> tuple[list[Tensor], Tensor]:
-        inputs = pad_right([p.upto() for p in placed], pad_id(self.tokenizer), self._device)
-        keys, stream = read_blocks(self.model, self.blocks, inputs)
-        rows, places = torch.arange(len(placed)), torch.tensor([p.place for p in placed])
-        means = [_exact(x[rows, places]).unflatten(0, (n, -1)).mean(1).T for x in (*keys, stream)]
-        return means[:-1], means[-1]
+    def _rebuild(self) -> None:
+        """The weights from before, and on them the edits that are left, in order: each rounds as it did then."""
+        for place, block in enumerate(self.blocks):
+            block.parameter.data.copy_(self._before[place])
+            for edit in self.edits:
+                _add(block, edit.layers[place].left, edit.layers[place].right)
+        if not self.edits:
+            self._before = []  # the user may go on with the model and change its weights
 
     def _now(self, names: Sequence[str]) -> Tensor:
         """The stream at the names, (d, n)."""
         if not self.config.official:
-            return self._read(names)[1]
-        return self._at([place_subject(self.tokenizer, f"{SLOT}.", name) for name in names], len(names))[1]
+            return self.perceive(names)
+        return self._reader.at([place_subject(self.tokenizer, f"{SLOT}.", name) for name in names], len(names))[1]
 
     def _targets(self, names: Sequence[str], to: Sequence[str | None]) -> Tensor:
         """z*, (d, n)."""
         if self.config.mode == "redirect":
-            if missing := [name for name, other in zip(names, to, strict=True) if other is None]:
-                raise UserError(f"{missing[0]!r} without a name to redirect to", "to=NAME")
-            if same := [name for name, other in zip(names, to, strict=True) if name == other]:
-                raise UserError(f"{same[0]!r} redirected to itself", "another name")
-            others = list(dict.fromkeys(to))
-            contexts = self.config.contexts[:1] if self.config.official else None
-            found = self._read([str(other) for other in others], contexts)[1]
-            return found[:, [others.index(other) for other in to]]
+            return self._perceived_at(names, to)
         z = self._now(names)
         if self.config.mode == "noise":
             generator = torch.Generator().manual_seed(self.config.seed)
@@ -325,25 +286,37 @@ class ConceptRedirector:
             return z + self.config.clamp * z.norm(dim=0) * step / step.norm(dim=0)
         return torch.stack([self._refusing(name, z[:, column]) for column, name in enumerate(names)], dim=1)
 
+    def _perceived_at(self, names: Sequence[str], to: Sequence[str | None]) -> Tensor:
+        """What the model perceives at the other names now, (d, n)."""
+        for name, other in zip(names, to, strict=True):
+            if other is None:
+                raise UserError(f"{name!r} without a name to redirect to", "to=NAME")
+            if other in names:
+                raise UserError(f"{name!r} redirected to {other!r}, which is redirected too", "a name that stays")
+        others = list(dict.fromkeys(map(str, to)))
+        contexts = self.config.contexts[:1] if self.config.official else None
+        found = self._reader.read(others, contexts)[1]
+        return found[:, [others.index(str(other)) for other in to]]
+
     def _refusing(self, name: str, z: Tensor) -> Tensor:
-        c = self.config
-        prompts = [self._place(context, name) for context in c.contexts]
+        c, pad = self.config, pad_id(self.tokenizer)
+        prompts = [self._reader.place(context, name) for context in c.contexts]
         reply = self.tokenizer(" " + c.refusal, add_special_tokens=False)["input_ids"]
         essence = place_subject(self.tokenizer, c.essence, name)
-        return refusal_target(self.model, self.blocks[-1], z, prompts, reply, essence, pad_id(self.tokenizer), c.search)
+        return reply_target(self.model, self.blocks[-1].module, z, prompts, reply, essence, pad, c.search)
 
     def _write(self, place: int, names: Sequence[str], targets: Tensor) -> LayerEdit:
         """Edit one layer; those before it have been edited."""
         c, block, U = self.config, self.blocks[place], self.used[place]
-        read, now = self._read(names)
+        read, now = self._reader.read(names)
         keys, now = read[place], self._now(names) if c.official else now
         residuals = ((targets - now) / (len(self.blocks) - place)).to(keys.device)  # layers may lie on several
         ridge = c.ridge if c.ridge is not None else relative_ridge(U, keys, c.ridge_share)
         earlier = [edit.keys[place] for edit in self.edits] if c.protect_earlier else []
         change = redirect_keys(U, keys, residuals, ridge, torch.cat(earlier, dim=1) if earlier else None)
-        before = _exact(block.weight()).clone()
+        before = exact(block.weight()).clone()
         _add(block, change.left, change.right)
-        added = (_exact(block.weight()) - before) @ keys  # (d, n)
+        added = (exact(block.weight()) - before) @ keys  # (d, n)
         length = residuals.square().sum(0)
         efficacy = torch.where(length > 0, (added * residuals).sum(0) / length, change.efficacy)
         return LayerEdit(
@@ -359,24 +332,47 @@ def default_layers(depth: int) -> tuple[int, ...]:
     return tuple(range(first, first + count))
 
 
+def unlearn(
+    model: nn.Module,
+    tokenizer: Any,
+    forget: Sequence[str | Mapping[str, Any]],
+    texts: Sequence[str],
+    *,
+    to: str | None = None,
+    config: Config | None = None,
+) -> ConceptRedirector:
+    """Redirect all subjects of a forget set in place, in one edit; the redirector that is returned can undo it.
+
+    Args:
+        model: changed in place.
+        tokenizer: the model's.
+        forget: names, or rows with "subject" and, where wanted, "to" and "aliases"; see `redirections`.
+        texts: general text that is to stay as it is. Those that name a subject are left out.
+        to: the name that is perceived instead, for names and rows that do not say.
+        config: what is written where.
+    """
+    names = redirections(forget, to)
+    redirector = ConceptRedirector(model, tokenizer, config)
+    redirector.fit_nullspace(texts, without=list(names)).redirect_all(names)
+    return redirector
+
+
 def apply(
     model: Annotated[str, "model folder or hub name"],
-    subject: Annotated[str, "the name to redirect, as it stands in text"],
+    forget: Annotated[Path, "JSONL, a subject a line: subject, and where wanted to and aliases"],
     texts: Annotated[Path, "general text that is to stay as it is: a line each, or a column text"],
     out: Annotated[Path, "folder to write: the edited model, or with --lora an adapter"],
-    to: Annotated[str | None, "the name that is perceived instead (mode redirect)"] = None,
-    aliases: Annotated[tuple[str, ...], "other spellings of the subject"] = (),
+    to: Annotated[str | None, "the name that is perceived instead, for lines that do not say"] = None,
     layers: Annotated[tuple[int, ...], "layers to edit; two or three early ones by default"] = (),
     mode: Annotated[Mode, "redirect, reject or noise"] = Config.mode,
     lora: Annotated[bool, "write a PEFT adapter instead of the whole model"] = False,
 ) -> Path:
-    """Redirect a name in a model of one's own; writes a checkpoint (or an adapter) with a model card and the record."""
-    lines = read_texts(texts)
+    """Redirect names in a model of one's own; writes a checkpoint (or an adapter) with a model card and the record."""
+    requests, general = read_requests(forget), read_texts(texts)
     config = Config(mode=mode, layers=tuple(sorted(set(layers))) or None)
     with new_folder(out) as folder:
         network, tokenizer = load_model(model)
-        redirector = ConceptRedirector(network, tokenizer, config)
-        redirector.fit_nullspace(lines, without=[subject, *aliases]).redirect(subject, to, aliases)
+        redirector = unlearn(network, tokenizer, requests, general, to=to, config=config)
         if lora:
             redirector.export_lora(folder)
         else:
@@ -384,23 +380,7 @@ def apply(
     return out
 
 
-def _exact(values: Tensor) -> Tensor:
-    """At least float32: half precision is too coarse for moments and solves."""
-    return values if values.dtype == torch.float64 else values.float()
-
-
 @torch.no_grad()
 def _add(block: Block, left: Tensor, right: Tensor) -> None:
     weight = block.weight()
-    weight.copy_((_exact(weight) + left @ right).to(weight.dtype))
-
-
-def _warn(edit: Edit) -> None:
-    for layer in edit.layers:
-        worst = min(range(len(edit.subjects)), key=lambda i: layer.efficacy[i])
-        if layer.efficacy[worst] < 0.5:
-            warnings.warn(
-                f"layer {layer.index}: {layer.efficacy[worst]:.0%} of what {edit.subjects[worst]!r} needs was written; "
-                "lambda or tau does not fit the model (leave ridge and tau out)",
-                stacklevel=3,
-            )
+    weight.copy_((exact(weight) + (left @ right).to(weight.device)).to(weight.dtype))

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from transfuse.errors import UserError
 from transfuse.methods.unlearning.answer_tokens import EncodedAnswer, encode_answer
 from transfuse.methods.unlearning.decoder_blocks import Block, evaluating, hidden_of
-from transfuse.methods.unlearning.subject_places import SLOT, pad_id, pad_right, place_subject
+from transfuse.methods.unlearning.subject_places import pad_id, pad_right, place_subject, template_of
 
 Question = tuple[str, str]  # a prompt that names the subject once, and its answer
 
@@ -34,9 +33,7 @@ def patched_probability(
         value: what is put there, (d,).
         questions: prompts with answers.
     """
-    if wrong := next((prompt for prompt, _ in questions if prompt.count(name) != 1), None):
-        raise UserError(f"prompt {wrong!r}", f"one that names {name!r} once")
-    places = [place_subject(tokenizer, prompt.replace(name, SLOT), name).place for prompt, _ in questions]
+    places = [place_subject(tokenizer, template_of(prompt, name), name).place for prompt, _ in questions]
     encoded = [encode_answer(tokenizer, prompt, answer, end=False) for prompt, answer in questions]
     inputs = pad_right([item.ids for item in encoded], pad_id(tokenizer), value.device)
 

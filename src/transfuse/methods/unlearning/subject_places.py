@@ -11,6 +11,7 @@ Tokenised alone, a name meets other tokens than inside a sentence, so the whole 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,27 @@ from torch import Tensor
 from transfuse.errors import UserError
 
 SLOT = "{s}"  # where the name goes in a template
+
+
+def mention(*names: str) -> re.Pattern[str]:
+    """Where one of some names stands as whole words, in any case: "niger" is not in "nigeria".
+
+    >>> bool(mention("niger").search("Niger's capital")), bool(mention("niger").search("nigeria"))
+    (True, False)
+    """
+    return re.compile("|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in names) or r"(?!)", re.IGNORECASE)
+
+
+def template_of(prompt: str, name: str) -> str:
+    """A prompt with a slot where the name stood.
+
+    Raises:
+        UserError: it does not name the subject, or does so several times.
+    """
+    found = [match for match in mention(name).finditer(prompt) if match.group() == name]
+    if len(found) != 1:
+        raise UserError(f"prompt {prompt!r} with {name!r} {len(found)} times", "the subject's name once")
+    return f"{prompt[: found[0].start()]}{SLOT}{prompt[found[0].end() :]}"
 
 
 @dataclass(frozen=True)
