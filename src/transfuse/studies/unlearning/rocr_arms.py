@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from transfuse.data.fact_forms import FORMS, Item
+from transfuse.data.fact_forms import FORMS, HELD_OUT, Item
+from transfuse.methods.unlearning.fact_rewriting import FactRewriter
 from transfuse.methods.unlearning.form_bias import FormBias, form_bias
-from transfuse.methods.unlearning.rocr import Config, ConceptRedirector
+from transfuse.methods.unlearning.rocr import ConceptRedirector, Config, Mode
+from transfuse.methods.unlearning.subject_places import template_of
 from transfuse.studies.unlearning.fact_world import FactWorld
 from transfuse.study.design import Measurement
 
@@ -22,8 +24,7 @@ if TYPE_CHECKING:
 # Forms that name the subject and that the base knows. True or false it does not; reverse and two hops do not name it.
 BEARING = ("cloze", "qa", "choice", "letters", "initial")
 TRAINED = "qa"  # the form that the trained baselines unlearn in
-EDITS = ("rocr", "one_by_one", "noise", "reject")
-BASELINES = ("gradient_ascent", "npo", "idk_dpo")
+BASELINES = ("gradient_ascent", "grad_diff", "npo", "idk_dpo")
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Seen:
 
     Attributes:
         p: form -> mean geometric-mean probability of the right answers about the forgotten subjects.
-        retain: accuracy on retained subjects, mean over the bearing forms.
+        retain: accuracy on retained subjects, mean over the questions of the bearing forms.
         neighbours: the same for those of the same continent or region as a forgotten one.
         valid: share of written answers about forgotten subjects that are objects of the relation asked for.
         redirected: share that is the object of the concept redirected to.
@@ -59,36 +60,46 @@ class Arms:
             item.text for form in FORMS for wording in (0, 1) for item in world.ask(world.retain, form, "null", wording)
         ]
 
-    def config(self, mode: str = "redirect") -> Config:
-        s = self.settings
-        return Config(
-            mode=mode, layers=s.layers, contexts=s.contexts, null_share=s.null_share, ridge_share=s.ridge_share,
-            refusal=s.refusal, seed=self.world.streams.noise.integer(),
-        )  # fmt: skip
-
-    def redirector(self, config: Config) -> ConceptRedirector:
-        """A redirector of a fresh base; the null space is that of text about retained subjects."""
-        redirector = ConceptRedirector(self.world.model(), self.world.tokenizer, config)
-        return redirector.fit_nullspace(self.texts, without=self.world.forget)
-
     def every(self, unlearned: Callable[[str], nn.Module]) -> Iterator[Measurement]:
         """All measurements. `unlearned` gives the base after a trained baseline of that name."""
-        base, gold = self.seen(self.world.model()), self.seen(self.world.model("gold"))
-        seen = {"base": base, "gold": gold}
+        forget = self.world.forget
+        seen = {"base": self.seen(self.world.model()), "gold": self.seen(self.world.model("gold"))}
         seen |= {name: self.seen(unlearned(name)) for name in BASELINES}
-        redirect = self.redirector(self.config())
-        seen["one_by_one"] = self.one_by_one(redirect)
-        yield Measurement("rocr", "ceiling", self.ceiling(redirect))
-        before, target = redirect.perceive(self.world.forget), redirect.perceive([self.to])
-        redirect.redirect_all(dict.fromkeys(self.world.forget, self.to))
-        left = (redirect.perceive(self.world.forget) - target).norm(dim=0) / (before - target).norm(dim=0)
-        yield Measurement("rocr", "written", float(1 - left.mean()))
-        seen["rocr"] = self.seen(redirect.model)
-        for mode in ("noise", "reject"):
-            edited = self.redirector(self.config(mode))
-            edited.redirect_all(dict.fromkeys(self.world.forget))
+        seen["rome"] = self.seen(self.rewritten())
+        redirector = self.redirector()
+        seen["one_by_one"] = self.one_by_one(redirector)
+        yield Measurement("rocr", "ceiling", self.ceiling(redirector))
+        edit = redirector.redirect_all(dict.fromkeys(forget, self.to))
+        yield Measurement("rocr", "reached", float(np.mean(edit.reached)))
+        seen["rocr"] = self.seen(redirector.model)
+        modes: tuple[Mode, ...] = ("noise", "reject")
+        for mode in modes:
+            edited = self.redirector(mode)
+            edited.redirect_all(dict.fromkeys(forget))
             seen[mode] = self.seen(edited.model)
+        sham = self.redirector()
+        sham.redirect_all(dict.fromkeys(self.world.holdout[: len(forget)], self.to))
+        seen["sham"] = self.seen(sham.model)
         yield from self.measurements(seen)
+
+    def redirector(self, mode: Mode = "redirect") -> ConceptRedirector:
+        """A redirector of a fresh base; the null space is that of text about retained subjects."""
+        s = self.settings
+        config = Config(mode=mode, layers=s.layers, contexts=s.contexts, refusal=s.refusal,
+                        seed=self.world.streams.noise.integer())  # fmt: skip
+        redirector = ConceptRedirector(self.world.model(), self.world.tokenizer, config)
+        return redirector.fit_nullspace(self.texts, without=(*self.world.forget, *self.world.holdout))
+
+    def rewritten(self) -> nn.Module:
+        """ROME: every fact to forget is rewritten to the refusal, in the questions that the baselines train on."""
+        world, s = self.world, self.settings
+        model = world.model()
+        rewriter = FactRewriter(model, world.tokenizer, s.rome_layer, self.texts)
+        wordings = [world.ask(world.forget, TRAINED, wording=wording) for wording in range(HELD_OUT)]
+        for items in zip(*wordings, strict=True):
+            subject = items[0].fact.subject
+            rewriter.rewrite(subject, [template_of(item.prompt, subject) for item in items], s.refusal)
+        return model
 
     def measurements(self, seen: Mapping[str, Seen]) -> Iterator[Measurement]:
         base = seen["base"]
@@ -129,39 +140,34 @@ class Arms:
             redirector.redirect(subject, self.to)
             found.append(self.seen(redirector.model, [subject]))
             redirector.undo()
-        mean = {name: sum(getattr(each, name) for each in found) / len(found) for name in vars(found[0]) if name != "p"}
         p = {}
         for form in FORMS:  # a subject may have fewer items of a form, or none
             counts = [sum(item.fact.subject == subject for item in self.items[form]) for subject in self.world.forget]
             p[form] = sum(n * each.p[form] for n, each in zip(counts, found, strict=True) if n) / sum(counts)
-        return replace(found[0], p=p, **mean)
+        names = ("retain", "neighbours", "valid", "redirected")
+        return Seen(p, *(float(np.mean([getattr(each, name) for each in found])) for name in names))
 
     def seen(self, model: nn.Module, subjects: Sequence[str] | None = None) -> Seen:
         """Ask a model about forgotten subjects (all of them by default) and about retained ones."""
-        chosen = set(subjects or self.world.forget)
+        world, chosen = self.world, set(subjects or self.world.forget)
         own = {form: [item for item in items if item.fact.subject in chosen] for form, items in self.items.items()}
-        p = {
-            form: float(self.world.score(model, items).probability().mean()) for form, items in own.items() if items
-        }
-        exact = self.world.score(model, self.kept_items).exact()
+        p = {form: float(world.score(model, items).probability().mean()) for form, items in own.items() if items}
+        exact = world.score(model, self.kept_items).exact()
         near = np.array([item.fact.subject in self.near for item in self.kept_items])
         asked = own["cloze"] + own["qa"]
-        written = write_answers(model, self.world.tokenizer, asked)
-        table = self.world.table
-        valid = [text in table.objects(item.fact.relation) for text, item in zip(written, asked, strict=True)]
-        other = table.facts[self.to]
-        same = [text == other[item.fact.relation] for text, item in zip(written, asked, strict=True)]
-        return Seen(
-            p, float(exact.mean()), float(exact[near].mean()) if near.any() else float(exact.mean()),
-            float(np.mean(valid)), float(np.mean(same)),
-        )  # fmt: skip
+        written = write_answers(model, world.tokenizer, asked)
+        pairs = list(zip(written, asked, strict=True))
+        other = world.table.facts[self.to]
+        valid = np.mean([text in world.table.objects(item.fact.relation) for text, item in pairs])
+        same = np.mean([text == other[item.fact.relation] for text, item in pairs])
+        neighbours = exact[near] if near.any() else exact
+        return Seen(p, float(exact.mean()), float(neighbours.mean()), float(valid), float(same))
 
 
 @torch.no_grad()
-def write_answers(model: nn.Module, tokenizer: object, items: Sequence[Item], limit: int = 4) -> list[str]:
+def write_answers(model: nn.Module, tokenizer: Any, items: Sequence[Item], limit: int = 4) -> list[str]:
     """What greedy decoding writes after each prompt, up to the end-of-sequence token or `limit` tokens."""
-    encode, decode, end = tokenizer, tokenizer.decode, tokenizer.eos_token_id  # type: ignore[attr-defined]
-    rows = [list(encode(item.prompt)["input_ids"]) for item in items]  # type: ignore[operator]
+    rows = [list(tokenizer(item.prompt)["input_ids"]) for item in items]
     starts = [len(row) for row in rows]
     for length in sorted(set(starts)):  # prompts of one length need no padding
         group = [i for i, start in enumerate(starts) if start == length]
@@ -171,4 +177,5 @@ def write_answers(model: nn.Module, tokenizer: object, items: Sequence[Item], li
         for i, row in zip(group, ids.tolist(), strict=True):
             rows[i] = row
     answers = [row[start:] for row, start in zip(rows, starts, strict=True)]
-    return [decode(answer[: answer.index(end)] if end in answer else answer) for answer in answers]
+    end = tokenizer.eos_token_id
+    return [tokenizer.decode(answer[: answer.index(end)] if end in answer else answer) for answer in answers]
