@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from transfuse.atomic import replacing, write_text
 from transfuse.errors import UserError
+from transfuse.hosts.model_folder import loading
 from transfuse.methods.unlearning.answer_tokens import EncodedAnswer
 from transfuse.methods.unlearning.answer_training import (
     Control,
@@ -46,6 +47,7 @@ from transfuse.methods.unlearning.answer_training import (
     scan_strength,
     seeded,
 )
+from transfuse.user_file import read_utf8
 
 Kind = Literal["lora", "ia3"]
 
@@ -56,7 +58,7 @@ class Config:
 
     adapter: Kind = "lora"  # the paper has both
     rank: int = 8  # of LoRA; the paper's
-    alpha: float = 16.0  # LoRA's scale is alpha / rank
+    alpha: int = 16  # LoRA's scale is alpha / rank
     modules: str | tuple[str, ...] = "all-linear"  # LoRA's targets; IA3 takes PEFT's own for the architecture
     steps: int = 60  # optimiser steps on the forget set
     rate: float = 1e-3  # of AdamW; adapters take ten times the rate of full fine-tuning
@@ -68,8 +70,8 @@ class Config:
 def combine_lora(parts: Sequence[tuple[Tensor, Tensor, float]], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Factors of sum_i w_i s_i B_i A_i, exact for any number of adapters, of the rank of all together.
 
-    The weight goes to one factor only: on both, a negative would cancel and others would be squared. The paper adds A to
-    A and B to B, whose product has cross terms B_i A_j; the two agree for a single adapter.
+    The weight goes to one factor only: on both, a negative would cancel and others would be squared. The paper adds A
+    to A and B to B, whose product has cross terms B_i A_j; the two agree for a single adapter.
 
     Args:
         parts: A (r_i, in), B (out, r_i) and scale s_i of each adapter.
@@ -203,9 +205,11 @@ def negate_adapter_folder(source: str | Path, out: str | Path, strength: float =
             raise UserError(f"no {path.name} in {str(source)!r}", "an adapter that save_pretrained wrote")
     if out.exists():
         raise UserError(f"{str(out)!r} exists already", "a new folder")
-    text = settings.read_text(encoding="utf-8")
-    refuse_nonlinear(json.loads(text))
-    tensors = {name: negated_tensor(name, tensor, strength) for name, tensor in load_file(weights).items()}
+    text = read_utf8(settings)
+    with loading(source):
+        found, trained = json.loads(text), load_file(weights)
+    refuse_nonlinear(found)
+    tensors = {name: negated_tensor(name, tensor, strength) for name, tensor in trained.items()}
     try:
         with replacing(out / weights.name) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
@@ -227,7 +231,7 @@ def negated_tensor(name: str, tensor: Tensor, strength: float = 1.0) -> Tensor:
     raise UserError(f"tensor {name!r} in the adapter", "factors of LoRA or vectors of (IA)^3")
 
 
-def new_adapter(model: nn.Module, kind: Kind, rank: int, alpha: float, modules: str | tuple[str, ...], name: str) -> Any:
+def new_adapter(model: nn.Module, kind: Kind, rank: int, alpha: int, modules: str | tuple[str, ...], name: str) -> Any:
     """A `PeftModel` around a model, frozen but for a fresh adapter that changes nothing yet."""
     from peft import IA3Config, LoraConfig, get_peft_model
 
@@ -239,7 +243,7 @@ def new_adapter(model: nn.Module, kind: Kind, rank: int, alpha: float, modules: 
         if kind == "lora"
         else IA3Config(task_type="CAUSAL_LM")
     )
-    return get_peft_model(model, config, adapter_name=name)  # type: ignore[arg-type]
+    return get_peft_model(model, config, adapter_name=name)
 
 
 def unlearn_adapter_negation(

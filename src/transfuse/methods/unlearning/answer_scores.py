@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PretrainedConfig
 
 from transfuse.methods.unlearning.answer_tokens import EncodedAnswer, by_length, pad_answers
 
@@ -38,6 +37,11 @@ class AnswerScores:
 
     def __len__(self) -> int:
         return len(self.logp)
+
+    def part(self, first: int, last: int) -> AnswerScores:
+        """Scores of the items first to last - 1: several sets can share one pass."""
+        cut = slice(first, last)
+        return AnswerScores(self.logp[cut], self.hit[cut], self.mean[cut], self.variance[cut], self.ended[cut])
 
     def _words(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [array[: len(array) - end] for array, end in zip(arrays, self.ended, strict=True)]
@@ -75,9 +79,9 @@ class AnswerScores:
         return np.array([values.mean() for values in self.logp])
 
     def zlib(self, answers: Sequence[str]) -> np.ndarray:
-        """Membership score zlib: log probability over the length of the compressed text in bytes, (items,)."""
+        """Membership score zlib: mean log probability over the length of the compressed text in bytes, (items,)."""
         sizes = np.array([len(zlib.compress(answer.encode())) for answer in answers])
-        return self.sums() / sizes
+        return self.loss() / sizes
 
     def min_k(self, share: float = 0.2) -> np.ndarray:
         """Membership score Min-K%: mean of the lowest `share` of the log probabilities, at least one, (items,)."""
@@ -149,7 +153,7 @@ def score_answers(
     )
 
 
-def answer_logits(model: Any, inputs: dict[str, torch.Tensor], places: torch.Tensor) -> torch.Tensor:
+def answer_logits(model: Any, inputs: Mapping[str, torch.Tensor], places: torch.Tensor) -> torch.Tensor:
     """Logits at the places that predict an answer token, (answer tokens, vocabulary).
 
     The head sees only these places, since a hook in front of it lets no others through; whatever the model does to

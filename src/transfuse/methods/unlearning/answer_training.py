@@ -66,7 +66,7 @@ def nll(logp: Tensor, tokens: Tensor) -> Tensor:
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p || q) of log probabilities, mean over rows, (tokens, vocabulary) -> (); p is the one that is averaged over."""
+    """KL(p || q) of log probabilities, mean over rows, (tokens, vocabulary) -> (); the mean inside is over p."""
     return torch.nn.functional.kl_div(q, p, log_target=True, reduction="batchmean")
 
 
@@ -163,17 +163,18 @@ def optimise(
         UserError: a loss is no longer finite.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.zero_grad(set_to_none=True)
     optimiser = torch.optim.AdamW(trained, lr=rate, weight_decay=weight_decay)
     training = model.training
     for step in range(steps):
         model.train()
-        optimiser.zero_grad(set_to_none=True)
         for loss in losses(step):
             if not torch.isfinite(loss):
                 raise UserError(f"the loss is {loss.item()} at step {step + 1}", "a finite one", f"lower rate {rate:g}")
             loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, clip)
         optimiser.step()
+        optimiser.zero_grad(set_to_none=True)  # no gradients while `on_step` measures, none left on the model
         model.train(training)
         if on_step is not None and on_step(step + 1, model):
             return step + 1

@@ -4,7 +4,7 @@ EUL (Chen and Yang 2023) trains adapters to agree with the original model p_0 on
 what goes, while the task is kept and the language modelling of the forget set undone:
 L = alpha [KL(p_0 || p) on D_r - KL(p_0 || p) on D_f] + lambda NLL(D_r) - gamma NLL(D_f).
 The model is frozen, so that p_0 is the same model with its adapters off; there is no second one. Adapters of several
-requests are fused linear by linear: the fused one is the least-squares answer to all of them (RegMean, Jin et al. 2023).
+requests are fused linear by linear: the fused one is the least-squares answer to all (RegMean, Jin et al. 2023).
 
 >>> import torch
 >>> x = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
@@ -43,6 +43,7 @@ from transfuse.methods.unlearning.answer_tokens import EncodedAnswer, by_length,
 from transfuse.methods.unlearning.answer_training import (
     FORGET,
     RETAIN,
+    Control,
     OnStep,
     batch_at,
     kl,
@@ -62,7 +63,7 @@ class Config:
 
     adapter: Kind = "lora"  # or "ia3"; the paper has bottleneck adapters, for which no maintained host exists
     rank: int = 8  # of LoRA; PEFT's default
-    lora_alpha: float = 16.0  # LoRA's scale is this over the rank
+    lora_alpha: int = 16  # LoRA's scale is this over the rank
     modules: str | tuple[str, ...] = "all-linear"  # LoRA's targets; IA3 takes PEFT's own for the architecture
     alpha: float = 0.8  # of both divergences; the paper's (from memory)
     task: float = 1.0  # the paper's lambda (from memory)
@@ -230,6 +231,7 @@ def unlearn_eul(
     *,
     seed: int,
     on_step: OnStep | None = None,
+    control: Control | None = None,
 ) -> nn.Module:
     """Train an adapter to forget and return the `PeftModel`; the model's own weights are not touched.
 
@@ -244,6 +246,7 @@ def unlearn_eul(
         config: settings.
         seed: of the adapter's first weights and of the batches.
         on_step: called after each step; True stops.
+        control: not used; nothing is chosen here.
     """
     c = config or Config()
     needs_items(forget=forget, retain=retain)

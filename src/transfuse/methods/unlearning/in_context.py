@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from transfuse.errors import UserError
 from transfuse.methods.unlearning.answer_tokens import EncodedAnswer
-from transfuse.methods.unlearning.answer_training import OnStep, needs_items
+from transfuse.methods.unlearning.answer_training import Control, OnStep, needs_items
 
 Example = tuple[str, str]  # a text and its label
 Variant = Literal["icul", "correct_labels", "same_text", "random_point"]
@@ -75,9 +75,9 @@ def icul_examples(
         labels: all labels.
         rng: draws other labels and the correct examples.
         shots: examples in all, the paper's s; None takes all of `correct`.
-        variant: "icul"; or an ablation: "correct_labels" leaves the labels as they are, "same_text" repeats the texts to
-            forget, labels flipped, instead of correct examples, "random_point" flips points drawn from `correct` in
-            place of those to forget.
+        variant: "icul"; or an ablation: "correct_labels" leaves the labels as they are, "same_text" repeats the texts
+            to forget, labels flipped, instead of correct examples, "random_point" flips points drawn from `correct`
+            in place of those to forget.
 
     Raises:
         UserError: more examples than there are, or an unknown variant.
@@ -141,6 +141,8 @@ class PrefixedModel(nn.Module):
         prefix: token ids.
         bos: id that stays in front of the prefix where inputs begin with it.
     """
+
+    prefix: Tensor
 
     def __init__(self, model: Any, prefix: Sequence[int], bos: int | None = None) -> None:
         super().__init__()
@@ -214,6 +216,7 @@ def unlearn_icul(
     *,
     seed: int,
     on_step: OnStep | None = None,
+    control: Control | None = None,
 ) -> nn.Module:
     """The model behind ICUL's examples: questions to forget with wrong answers, retained ones with their own.
 
@@ -225,6 +228,7 @@ def unlearn_icul(
         config: settings.
         seed: of which items are shown.
         on_step: called once, after the only step.
+        control: not used; nothing is chosen here.
     """
     needs_items(forget=forget, retain=retain)
     prefix = icul_prefix(tokenizer, forget, retain, config or Config(), seed)
@@ -240,6 +244,7 @@ def unlearn_icu(
     *,
     seed: int,
     on_step: OnStep | None = None,
+    control: Control | None = None,
 ) -> nn.Module:
     """The model behind ICU's instruction to know nothing of ``config.subjects``. Arguments as of `unlearn_icul`."""
     config = config or Config()

@@ -35,6 +35,7 @@ from transfuse.methods.unlearning.answer_training import (
     FORGET,
     RETAIN,
     UNSEEN,
+    Control,
     FrozenReference,
     OnStep,
     batch_at,
@@ -78,7 +79,7 @@ def stopped(first: float, now: float, config: Config) -> bool:
 def item_gaps(
     small: nn.Module, model: nn.Module, encoded: Sequence[EncodedAnswer], pad: int, batch: int = 64
 ) -> Tensor:
-    """KL(small || model) of each item, summed over its answer tokens, and how many these are: (2, items), on the CPU."""
+    """KL(small || model) of each item, summed over its answer tokens, and their number: (2, items), on the CPU."""
     found = []
     modes = small.training, model.training
     small.eval()
@@ -103,6 +104,7 @@ def unlearn_kga(
     *,
     seed: int,
     on_step: OnStep | None = None,
+    control: Control | None = None,
     unseen: Sequence[EncodedAnswer] | None = None,
     small: tuple[nn.Module, nn.Module] | None = None,
 ) -> nn.Module:
@@ -118,6 +120,7 @@ def unlearn_kga(
         config: settings.
         seed: of the small models' first weights and of the batches.
         on_step: called after each step; True stops.
+        control: not used; the paper's stop does not look at one.
         unseen: answers of the same kind that the model was never taught, D_n. There is no default for these.
         small: A_f and A_n with the model's vocabulary; None trains them, of the model's own kind from random weights.
 

@@ -48,7 +48,7 @@ class Config:
 
     adapter: Kind = "lora"  # the reinforced model is the base with it on, so that there is one model in memory
     rank: int = 8  # of LoRA; PEFT's default
-    alpha: float = 16.0  # LoRA's scale is alpha / rank
+    alpha: int = 16  # LoRA's scale is alpha / rank
     modules: str | tuple[str, ...] = "all-linear"  # LoRA's targets; IA3 takes PEFT's own for the architecture
     steps: int = 60  # optimiser steps on the forget set
     rate: float = 1e-3  # of AdamW, for adapters

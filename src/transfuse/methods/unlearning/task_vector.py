@@ -2,8 +2,8 @@
 
 The direction in which fine-tuning on some data moves the weights, theta_ft - theta_0, is called the task vector of
 that data. Subtracted, it takes out what it stands for: theta_u = theta_0 - lambda (theta_ft - theta_0), with the
-largest lambda of a grid that leaves a control metric at 95 % (Ilharco et al. 2023). MUSE (Shi et al. 2024) does the same
-with a model that already knows the data: it is taught still more ("reinforced"), and that difference is subtracted.
+largest lambda of a grid that leaves a control metric at 95 % (Ilharco et al. 2023). MUSE (Shi et al. 2024) does the
+same with a model that already knows the data: it is taught still more ("reinforced"), and that change is subtracted.
 Both are `negate(target, start, end, strength)`; they differ in which models they are given.
 
 >>> import torch
@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from transfuse.errors import UserError
+from transfuse.hosts.model_folder import loading
 from transfuse.methods.unlearning.answer_tokens import EncodedAnswer
 from transfuse.methods.unlearning.answer_training import (
     Control,
@@ -128,21 +129,16 @@ class FolderTensors(Mapping[str, Tensor]):
         folder: holds `model.safetensors`, or shards with `model.safetensors.index.json`.
 
     Raises:
-        UserError: it holds neither, or an index that names a file which is not there.
+        UserError: it holds neither, is damaged, or has an index that names a file which is not there.
     """
 
     def __init__(self, folder: str | Path) -> None:
         from safetensors import safe_open
 
         self.folder = Path(folder)
-        index = self.folder / "model.safetensors.index.json"
-        if index.exists():
-            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        else:
-            files = ["model.safetensors"]
-        if missing := [name for name in files if not (self.folder / name).is_file()]:
-            raise UserError(f"no {missing[0]} in {str(folder)!r}", "a folder that save_pretrained wrote")
-        self._open = {file: safe_open(str(self.folder / file), framework="pt") for file in files}
+        with loading(folder):
+            files = _weight_files(self.folder)
+            self._open = {file: safe_open(str(self.folder / file), framework="pt") for file in files}
         self.files: dict[str, str] = {name: file for file, opened in self._open.items() for name in opened.keys()}  # noqa: SIM118
 
     def __getitem__(self, name: str) -> Tensor:
@@ -156,6 +152,18 @@ class FolderTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.files)
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """Names of a model folder's files of weights; an index may name files beside it only."""
+    index = folder / "model.safetensors.index.json"
+    files = ["model.safetensors"]
+    if index.exists():
+        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    for name in files:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise UserError(f"no file {name!r} in {str(folder)!r}", "a folder that save_pretrained wrote")
+    return files
 
 
 def negate_folder(
