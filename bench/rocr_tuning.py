@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from transfuse.cache import cache_folder
-from transfuse.studies.unlearning.fact_world import make_world
+from transfuse.studies.unlearning.late_world import make_late_world
 from transfuse.studies.unlearning.rocr import Settings
 from transfuse.studies.unlearning.rocr_arms import Arms, Seen
 from transfuse.study.stage import Stages
@@ -27,7 +27,7 @@ from transfuse.study.streams import Streams
 
 SEEDS = (100, 101)
 GRIDS: Mapping[str, Sequence[Any]] = {
-    "layers": ((0,), (1,), (0, 1), (1, 2), (0, 1, 2), (1, 2, 3)),
+    "layers": ((0,), (1,), (0, 1), (1, 2), (0, 1, 2)),
     "rome_layer": (0, 1, 2, 3),
 }
 
@@ -56,7 +56,9 @@ def row(setting: str, value: Any, worlds: Sequence[Arms], bases: Sequence[Seen])
 def best(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The rule of the docstring."""
     kept = [each for each in rows if each["retain_drop"] <= 0.05]
-    return max(kept, key=lambda each: each["mean_reduction"]) if kept else min(rows, key=lambda each: each["retain_drop"])
+    return (
+        max(kept, key=lambda each: each["mean_reduction"]) if kept else min(rows, key=lambda each: each["retain_drop"])
+    )
 
 
 def main() -> None:
@@ -66,7 +68,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     stage = Stages(cache_folder())
-    worlds = [Arms(make_world(Settings().world, Streams(seed), stage), Settings()) for seed in SEEDS]
+    worlds = [Arms(make_late_world(Settings().late, Streams(seed), stage), Settings(), "late") for seed in SEEDS]
     bases = [arms.seen(arms.world.model()) for arms in worlds]
     for setting, values in GRIDS.items():
         rows = [row(setting, value, worlds, bases) for value in values]

@@ -83,7 +83,7 @@ def reply_target(
                 written = -logp.gather(-1, wanted).mean()
                 kept = (follows.exp() * (follows - start)).sum()  # in the direction of the published code
                 loss = written + search.divergence * kept + search.decay * delta.norm() / z.norm().square()
-                if float(loss) < search.enough:
+                if loss.item() < search.enough:
                     break
                 optimiser.zero_grad()
                 loss.backward()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Forms that name the subject and that the base knows. True or false it does not; reverse and two hops do not name it.
 BEARING = ("cloze", "qa", "choice", "letters", "initial")
 TRAINED = "qa"  # the form that the trained baselines unlearn in
-BASELINES = ("gradient_ascent", "grad_diff", "npo", "idk_dpo")
+BASELINES = ("gradient_ascent", "npo", "idk_dpo")
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class Seen:
 
 
 class Arms:
-    """All arms of one seed. Every forgotten subject is redirected to the same retained one."""
+    """All arms of one seed and world. Every forgotten subject is redirected to the same retained one."""
 
-    def __init__(self, world: FactWorld, settings: Settings) -> None:
-        self.world, self.settings = world, settings
+    def __init__(self, world: FactWorld, settings: Settings, reads: str) -> None:
+        self.world, self.settings, self.where = world, settings, {"reads": reads}
         self.to, self.kept = world.retain[0], world.retain[1:]
         near = set(world.neighbours)
         self.near = tuple(s for s in self.kept if s in near)
@@ -61,17 +61,12 @@ class Arms:
         ]
 
     def every(self, unlearned: Callable[[str], nn.Module]) -> Iterator[Measurement]:
-        """All measurements. `unlearned` gives the base after a trained baseline of that name."""
+        """All arms. `unlearned` gives the base after a trained baseline of that name."""
         forget = self.world.forget
         seen = {"base": self.seen(self.world.model()), "gold": self.seen(self.world.model("gold"))}
         seen |= {name: self.seen(unlearned(name)) for name in BASELINES}
         seen["rome"] = self.seen(self.rewritten())
-        redirector = self.redirector()
-        seen["one_by_one"] = self.one_by_one(redirector)
-        yield Measurement("rocr", "ceiling", self.ceiling(redirector))
-        edit = redirector.redirect_all(dict.fromkeys(forget, self.to))
-        yield Measurement("rocr", "reached", float(np.mean(edit.reached)))
-        seen["rocr"] = self.seen(redirector.model)
+        seen["one_by_one"] = self.one_by_one(self.redirector())
         modes: tuple[Mode, ...] = ("noise", "reject")
         for mode in modes:
             edited = self.redirector(mode)
@@ -80,7 +75,25 @@ class Arms:
         sham = self.redirector()
         sham.redirect_all(dict.fromkeys(self.world.holdout[: len(forget)], self.to))
         seen["sham"] = self.seen(sham.model)
+        seen["rocr"] = yield from self.rocr()
         yield from self.measurements(seen)
+        best = max(self.bias(seen["base"], seen[arm]).mean for arm in BASELINES)
+        for arm in seen:
+            lead = self.bias(seen["base"], seen[arm]).mean - best
+            yield Measurement(arm, "lead", lead, self.where)
+
+    def edit_only(self) -> Iterator[Measurement]:
+        """The base and ROCR."""
+        base = self.seen(self.world.model())
+        yield from self.measurements({"base": base, "rocr": (yield from self.rocr())})
+
+    def rocr(self) -> Generator[Measurement, None, Seen]:
+        """What the method shows; yields its diagnostics on the way."""
+        redirector = self.redirector()
+        yield Measurement("rocr", "ceiling", self.ceiling(redirector), self.where)
+        edit = redirector.redirect_all(dict.fromkeys(self.world.forget, self.to))
+        yield Measurement("rocr", "reached", float(np.mean(edit.reached)), self.where)
+        return self.seen(redirector.model)
 
     def redirector(self, mode: Mode = "redirect") -> ConceptRedirector:
         """A redirector of a fresh base; the null space is that of text about retained subjects."""
@@ -102,25 +115,22 @@ class Arms:
         return model
 
     def measurements(self, seen: Mapping[str, Seen]) -> Iterator[Measurement]:
+        """What each arm shows beside the base."""
         base = seen["base"]
-        bias = {arm: self.bias(base, found) for arm, found in seen.items()}
-        best = max(bias[arm].mean for arm in BASELINES)
         for arm, found in seen.items():
+            bias = self.bias(base, found)
             for form in FORMS:
-                yield Measurement(arm, "reduction", 1 - found.p[form] / base.p[form], {"form": form})
-            gaps = [abs(bias[arm].reduction[form] - bias["gold"].reduction[form]) for form in BEARING]
+                yield Measurement(arm, "reduction", 1 - found.p[form] / base.p[form], {**self.where, "form": form})
             for metric, value in (
-                ("mean_reduction", bias[arm].mean),
-                ("least_reduction", min(bias[arm].reduction.values())),
-                ("spread", bias[arm].spread),
-                ("gold_distance", sum(gaps) / len(gaps)),
-                ("lead", bias[arm].mean - best),
+                ("mean_reduction", bias.mean),
+                ("least_reduction", min(bias.reduction.values())),
+                ("spread", bias.spread),
                 ("retain_drop", base.retain - found.retain),
                 ("neighbour_drop", base.neighbours - found.neighbours),
                 ("valid_share", found.valid),
                 ("redirected_share", found.redirected),
             ):
-                yield Measurement(arm, metric, value)
+                yield Measurement(arm, metric, value, self.where)
 
     def bias(self, base: Seen, found: Seen) -> FormBias:
         return form_bias({form: base.p[form] for form in BEARING}, {form: found.p[form] for form in BEARING}, TRAINED)
