@@ -22,6 +22,14 @@ from transfuse.study.stage import Stages
 from transfuse.study.streams import Streams
 
 _LATE = {"reads": "late"}
+_CONTEXTS = (
+    "{s}",
+    "question : what is the name of {s}",
+    "choose the name of {s}",
+    "spell the name of {s}",
+    "the name of {s}",
+    "as for {s}",
+)
 _NOT_AT_HAND = "figures not at hand (abstract and code only)"
 
 
@@ -38,14 +46,7 @@ class Settings:
     early: WorldSettings = field(default_factory=WorldSettings)  # the family's FactWorld, with its stages
     layers: tuple[int, ...] = (0, 1)  # of four; chosen by bench/rocr_tuning.py on seeds 100 and 101
     rome_layer: int = 1  # chosen likewise
-    contexts: tuple[str, ...] = (  # the published six in words that this model has, no relation among them
-        "{s}",
-        "question : what is the name of {s}",
-        "choose the name of {s}",
-        "spell the name of {s}",
-        "the name of {s}",
-        "as for {s}",
-    )
+    contexts: tuple[str, ...] = _CONTEXTS  # the published six in words that this model has, no relation among them
     refusal: str = "i do not know"  # of mode reject and of ROME
 
 
