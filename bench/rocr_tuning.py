@@ -2,9 +2,9 @@
 
     python bench/rocr_tuning.py [--json]
 
-ROCR over pairs and triples of early layers, ROME over single ones. Chosen is what forgets most, on average over the
-forms and the seeds, among what loses at most five points of the retained accuracy on average; if nothing does, what
-loses least. Everything else is the method's default.
+ROCR over early layers and the share of the trace that counts as free, ROME over single layers. Chosen is what forgets
+most, on average over the forms and the seeds, among what loses at most five points of the retained accuracy on average;
+if nothing does, what loses least. Everything else is the method's default.
 """
 
 from __future__ import annotations
@@ -26,31 +26,32 @@ from transfuse.study.stage import Stages
 from transfuse.study.streams import Streams
 
 SEEDS = (100, 101)
-GRIDS: Mapping[str, Sequence[Any]] = {
-    "layers": ((0,), (1,), (0, 1), (1, 2), (0, 1, 2)),
-    "rome_layer": (0, 1, 2, 3),
+LAYERS = ((0,), (1,), (0, 1), (1, 2), (0, 1, 2))
+GRIDS: Mapping[str, Sequence[Mapping[str, Any]]] = {
+    "rocr": [{"layers": layers, "null_share": share} for layers in LAYERS for share in (0.005, 0.02, 0.05)],
+    "rome": [{"rome_layer": layer} for layer in range(4)],
 }
 
 
-def edited(arms: Arms, setting: str) -> Seen:
+def edited(arms: Arms, arm: str) -> Seen:
     """What an arm shows with the settings that `arms` has."""
-    if setting == "rome_layer":
+    if arm == "rome":
         return arms.seen(arms.rewritten())
     redirector = arms.redirector()
     redirector.redirect_all(dict.fromkeys(arms.world.forget, arms.to))
     return arms.seen(redirector.model)
 
 
-def row(setting: str, value: Any, worlds: Sequence[Arms], bases: Sequence[Seen]) -> dict[str, Any]:
+def row(arm: str, values: Mapping[str, Any], worlds: Sequence[Arms], bases: Sequence[Seen]) -> dict[str, Any]:
     """Means over the seeds."""
     found = []
     for arms, base in zip(worlds, bases, strict=True):
-        arms.settings = replace(arms.settings, **{setting: value})
-        after = edited(arms, setting)
+        arms.settings = replace(arms.settings, **values)
+        after = edited(arms, arm)
         bias = arms.bias(base, after)
         found.append((bias.mean, bias.spread, base.retain - after.retain, after.valid))
     names = ("mean_reduction", "spread", "retain_drop", "valid_share")
-    return {"setting": setting, "value": value, **dict(zip(names, np.mean(found, axis=0).tolist(), strict=True))}
+    return {"values": dict(values), **dict(zip(names, np.mean(found, axis=0).tolist(), strict=True))}
 
 
 def best(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -70,15 +71,16 @@ def main() -> None:
     stage = Stages(cache_folder())
     worlds = [Arms(make_late_world(Settings().late, Streams(seed), stage), Settings(), "late") for seed in SEEDS]
     bases = [arms.seen(arms.world.model()) for arms in worlds]
-    for setting, values in GRIDS.items():
-        rows = [row(setting, value, worlds, bases) for value in values]
+    for arm, grid in GRIDS.items():
+        rows = [row(arm, values, worlds, bases) for values in grid]
         if arguments.json:
-            print(json.dumps({"rows": rows, "best": best(rows)["value"]}))
+            print(json.dumps({"arm": arm, "rows": rows, "best": best(rows)["values"]}))
             continue
+        print(f"{arm:<40}{'mean reduction':>16}{'spread':>16}{'retain drop':>16}{'valid share':>16}")
         for each in rows:
-            numbers = "".join(f"{each[name]:>16.3f}" for name in list(each)[2:])
-            print(f"{setting:<12}{each['value']!s:<12}{numbers}")
-        print(f"best {setting}: {best(rows)['value']}  (mean reduction, spread, drop of retained, valid answers)")
+            numbers = "".join(f"{each[name]:>16.3f}" for name in list(each)[1:])
+            print(f"{json.dumps(each['values']):<40}{numbers}")
+        print(f"best: {json.dumps(best(rows)['values'])}")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def make_late_world(settings: WorldSettings, streams: Streams, stage: Stages) ->
 def teach(
     table: FactTable, subjects: Sequence[str], tokenizer: Any, settings: WorldSettings, streams: Streams
 ) -> dict[str, torch.Tensor]:
-    """As `pretrain` teaches the tiny Llama, without dialogues."""
+    """As `pretrain` teaches the tiny Llama, without dialogues and sums, which this study does not ask."""
     s = settings
     with streams.init.seeded():
         model = _network(tokenizer, s)
@@ -82,7 +82,8 @@ def teach(
     model.train()
     total, step = 0, 0
     for _ in range(s.epochs):
-        items = [encoded(items[0]) for items in corpus(table, subjects, rng) if len(items) == 1]
+        single = [items[0] for items in corpus(table, subjects, rng) if len(items) == 1]
+        items = [encoded(item) for item in single if item.form != "sum"]
         batches = shuffled_batches([(item.ids, item) for item in items], s.batch, rng)
         total = total or s.epochs * len(batches)
         for batch in batches:

@@ -35,7 +35,7 @@ _NOT_AT_HAND = "figures not at hand (abstract and code only)"
 
 def _late() -> WorldSettings:
     """Half of FactWorld's countries, for time; as many names without facts as names to forget, for the sham."""
-    return WorldSettings(subjects=20, holdout=5, forget=5, epochs=20)
+    return WorldSettings(subjects=20, holdout=5, forget=5, epochs=26)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Settings:
     late: WorldSettings = field(default_factory=_late)  # the model of all arms
     early: WorldSettings = field(default_factory=WorldSettings)  # the family's FactWorld, with its stages
     layers: tuple[int, ...] = (0, 1)  # of four; chosen by bench/rocr_tuning.py on seeds 100 and 101
-    rome_layer: int = 1  # chosen likewise
+    null_share: float = 0.02  # chosen likewise; of 0.005, 0.02 and 0.05
+    rome_layer: int = 0  # chosen likewise
     contexts: tuple[str, ...] = _CONTEXTS  # the published six in words that this model has, no relation among them
     refusal: str = "i do not know"  # of mode reject and of ROME
 
@@ -193,10 +194,10 @@ STUDY = Study(
         "All forgotten subjects are redirected in one edit to the same retained one, which the retained accuracy "
         "leaves out; arm one_by_one edits, asks and undoes each alone, as published.",
         "Facts that a forgotten subject shares with the concept put in (continent, language) stay right.",
-        "The null space is that of text about retained subjects. The layers of ROCR and of ROME are those that forget "
-        "most on seeds 100 and 101, which no cell has, among those that lose at most five points of the retained "
-        "accuracy; null space and lambda are the method's defaults. The trained baselines have the family's step "
-        "sizes, chosen on these seeds for the tiny Llama, and are stopped at the same forgetting of questions.",
+        "The null space is that of text about retained subjects. ROCR's layers and null space, and ROME's layer, are "
+        "those that forget most on seeds 100 and 101, which no cell has, among those that lose at most five points of "
+        "the retained accuracy; lambda is the method's default. The trained baselines have the family's step sizes, "
+        "chosen on these seeds for the tiny Llama, and are stopped at the same forgetting of questions.",
         "ROME rewrites every fact to forget, one after the other, each in three wordings, to a refusal; its other "
         "values are its authors' for GPT-2-XL. The paper has no ROME; its training on refusals stands here as idk_dpo.",
         "Seconds a subject are no metric of a cell, which must be the same bit for bit: see bench/rocr.py.",

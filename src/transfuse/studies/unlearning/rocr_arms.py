@@ -98,7 +98,7 @@ class Arms:
     def redirector(self, mode: Mode = "redirect") -> ConceptRedirector:
         """A redirector of a fresh base; the null space is that of text about retained subjects."""
         s = self.settings
-        config = Config(mode=mode, layers=s.layers, contexts=s.contexts, refusal=s.refusal,
+        config = Config(mode=mode, layers=s.layers, contexts=s.contexts, null_share=s.null_share, refusal=s.refusal,
                         seed=self.world.streams.noise.integer())  # fmt: skip
         redirector = ConceptRedirector(self.world.model(), self.world.tokenizer, config)
         return redirector.fit_nullspace(self.texts, without=(*self.world.forget, *self.world.holdout))
