@@ -171,7 +171,7 @@ def read_blocks(model: nn.Module, blocks: Sequence[Block], inputs: Mapping[str, 
 
     def keep(place: int) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            keys[place] = args[0].detach()
+            keys[place] = args[0].detach().reshape(*inputs["input_ids"].shape, -1)  # OPT flattens batch and length
 
         return hook
 
