@@ -7,12 +7,13 @@ probability, whether it was ranked first, and mean and variance of the log proba
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import PretrainedConfig
 
 from transfuse.methods.unlearning.answer_tokens import EncodedAnswer, by_length, pad_answers
 
@@ -125,7 +126,7 @@ def score_answers(
         inputs = {key: value.to(device) for key, value in pad_answers([encoded[i] for i in indices], pad).items()}
         labels = inputs.pop("labels")[:, 1:]
         places = labels >= 0  # (batch, length - 1)
-        logits = _answer_logits(model, inputs, places)
+        logits = answer_logits(model, inputs, places)
         target = labels[places]
         logp = torch.log_softmax(logits.float(), dim=-1)  # (answer tokens, vocabulary)
         p = logp.exp()
@@ -148,14 +149,31 @@ def score_answers(
     )
 
 
-def _answer_logits(model: Any, inputs: dict[str, torch.Tensor], places: torch.Tensor) -> torch.Tensor:
+def answer_logits(model: Any, inputs: Mapping[str, torch.Tensor], places: torch.Tensor) -> torch.Tensor:
     """Logits at the places that predict an answer token, (answer tokens, vocabulary).
 
-    Where the model lets its body and head be called apart, the head sees only these places.
+    Where the model lets its body and head be called apart, the head sees only these places: with a vocabulary of
+    128 000 it would otherwise cost more than the body of a small model.
+
+    Args:
+        model: a causal language model.
+        inputs: input_ids and attention_mask, (batch, length).
+        places: which of the first length - 1 positions predict an answer token, (batch, length - 1) booleans.
+    """
+    head = separate_head(model)
+    if head is None:
+        return model(**inputs, use_cache=False).logits[:, :-1][places]
+    return head(model.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1][places])
+
+
+def separate_head(model: Any) -> Any:
+    """The output layer of a model whose logits are that layer of the last hidden state and nothing else, or None.
+
+    Wrapped models (adapters, data parallelism) and those that scale or cap their logits are called whole.
     """
     base = getattr(model, "base_model", None)
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if not isinstance(getattr(model, "config", None), PretrainedConfig) or base is None or base is model:
+        return None
     scaled = any(getattr(model.config, name, None) for name in ("final_logit_softcapping", "logit_scale"))
-    if head is None or base is None or base is model or scaled or hasattr(model, "peft_config"):
-        return model(**inputs, use_cache=False).logits[:, :-1][places]
-    return head(base(**inputs, use_cache=False).last_hidden_state[:, :-1][places])
+    scaled = scaled or getattr(model.config, "logits_scaling", 1.0) not in (None, 1.0)
+    return None if scaled or hasattr(model, "peft_config") else model.get_output_embeddings()
