@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PretrainedConfig
 
 from transfuse.methods.unlearning.answer_tokens import EncodedAnswer, by_length, pad_answers
 
@@ -38,6 +37,11 @@ class AnswerScores:
 
     def __len__(self) -> int:
         return len(self.logp)
+
+    def part(self, first: int, last: int) -> AnswerScores:
+        """Scores of the items first to last - 1: several sets can share one pass."""
+        cut = slice(first, last)
+        return AnswerScores(self.logp[cut], self.hit[cut], self.mean[cut], self.variance[cut], self.ended[cut])
 
     def _words(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [array[: len(array) - end] for array, end in zip(arrays, self.ended, strict=True)]
@@ -75,9 +79,9 @@ class AnswerScores:
         return np.array([values.mean() for values in self.logp])
 
     def zlib(self, answers: Sequence[str]) -> np.ndarray:
-        """Membership score zlib: log probability over the length of the compressed text in bytes, (items,)."""
+        """Membership score zlib: mean log probability over the length of the compressed text in bytes, (items,)."""
         sizes = np.array([len(zlib.compress(answer.encode())) for answer in answers])
-        return self.sums() / sizes
+        return self.loss() / sizes
 
     def min_k(self, share: float = 0.2) -> np.ndarray:
         """Membership score Min-K%: mean of the lowest `share` of the log probabilities, at least one, (items,)."""
@@ -152,28 +156,28 @@ def score_answers(
 def answer_logits(model: Any, inputs: Mapping[str, torch.Tensor], places: torch.Tensor) -> torch.Tensor:
     """Logits at the places that predict an answer token, (answer tokens, vocabulary).
 
-    Where the model lets its body and head be called apart, the head sees only these places: with a vocabulary of
-    128 000 it would otherwise cost more than the body of a small model.
+    The head sees only these places, since a hook in front of it lets no others through; whatever the model does to
+    logits behind its head (Gemma caps them, Granite and Cohere scale them) it still does. Works under PEFT too.
 
     Args:
-        model: a causal language model.
+        model: a causal language model of transformers, or a module that returns `.logits` as one does.
         inputs: input_ids and attention_mask, (batch, length).
-        places: which of the first length - 1 positions predict an answer token, (batch, length - 1) booleans.
+        places: (batch, length - 1) booleans; a place is that of the token before the one it predicts.
     """
-    head = separate_head(model)
-    if head is None:
-        return model(**inputs, use_cache=False).logits[:, :-1][places]
-    return head(model.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1][places])
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    chosen = False
 
+    def choose(module: torch.nn.Module, args: tuple[Any, ...]) -> Any:
+        nonlocal chosen
+        if args[0].shape[:-1] != inputs["input_ids"].shape:
+            return None
+        chosen = True
+        return args[0][:, :-1][places][None], *args[1:]
 
-def separate_head(model: Any) -> Any:
-    """The output layer of a model whose logits are that layer of the last hidden state and nothing else, or None.
-
-    Wrapped models (adapters, data parallelism) and those that scale or cap their logits are called whole.
-    """
-    base = getattr(model, "base_model", None)
-    if not isinstance(getattr(model, "config", None), PretrainedConfig) or base is None or base is model:
-        return None
-    scaled = any(getattr(model.config, name, None) for name in ("final_logit_softcapping", "logit_scale"))
-    scaled = scaled or getattr(model.config, "logits_scaling", 1.0) not in (None, 1.0)
-    return None if scaled or hasattr(model, "peft_config") else model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(choose) if isinstance(head, torch.nn.Module) else None
+    try:
+        logits = model(**inputs, use_cache=False).logits
+    finally:
+        if handle is not None:
+            handle.remove()
+    return logits[0] if chosen else logits[:, :-1][places]
