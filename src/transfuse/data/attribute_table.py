@@ -1,19 +1,19 @@
-"""Real things with properties that are true or false, and rules by which further properties follow."""
+"""Things with properties that are true or false, and rules by which further properties follow."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class AttributeTable:
-    """Objects, their axioms, and the theorems about them.
+    """Objects, their axioms, and the rules of the theorems about them.
 
     Attributes:
         objects: name -> the axioms that are true of it; all others are false.
         axioms: all axioms, one word each.
-        rules: (theorem, body); a body holds axioms, theorems of rules above it, or "not " and an axiom.
+        rules: (theorem, body); a body holds axioms, theorems, or "not " and an axiom.
         synonyms: axiom -> another word for it.
     """
 
@@ -24,15 +24,7 @@ class AttributeTable:
 
     @property
     def theorems(self) -> tuple[str, ...]:
-        return tuple(head for head, _ in self.rules)
-
-    def listed(self, name: str) -> tuple[str, ...]:
-        """Every axiom as it holds of an object: "large" or "not large"."""
-        return spelled(self.axioms, self.objects[name])
-
-    def holds(self, name: str) -> dict[str, bool]:
-        """Axioms and theorems of an object -> whether they hold."""
-        return derived(self, self.objects[name])
+        return tuple(dict.fromkeys(head for head, _ in self.rules))
 
     def unique(self) -> tuple[str, ...]:
         """Objects that their axioms tell from all others."""
@@ -47,25 +39,19 @@ class AttributeTable:
 
 
 def spelled(axioms: Sequence[str], true: frozenset[str]) -> tuple[str, ...]:
-    """Axioms with "not " before those that are false."""
+    """Axioms with "not " before those that are false.
+
+    >>> spelled(("large", "dense"), frozenset({"large"}))
+    ('large', 'not dense')
+    """
     return tuple(axiom if axiom in true else f"not {axiom}" for axiom in axioms)
 
 
-def derived(table: AttributeTable, true: frozenset[str]) -> dict[str, bool]:
-    """Axioms and theorems -> whether they hold of a thing of which the axioms `true` do and no others."""
-    found = {axiom: axiom in true for axiom in table.axioms}
-    for head, body in table.rules:
-        found[head] = all(_is_true(found, atom) for atom in body)
-    return found
+def reworded(axiom: str, synonyms: Mapping[str, str]) -> str:
+    """An axiom in its other word, where it has one.
 
-
-def _is_true(found: Mapping[str, bool], atom: str) -> bool:
-    bare = atom.removeprefix("not ")
-    return found[bare] == (bare == atom)
-
-
-def rates(table: AttributeTable) -> Iterator[tuple[str, float]]:
-    """Axioms and theorems with the share of objects of which they hold."""
-    rows = [table.holds(name) for name in table.objects]
-    for predicate in rows[0]:
-        yield predicate, sum(row[predicate] for row in rows) / len(rows)
+    >>> reworded("not large", {"large": "vast"})
+    'not vast'
+    """
+    bare = axiom.removeprefix("not ")
+    return axiom.removesuffix(bare) + synonyms.get(bare, bare)

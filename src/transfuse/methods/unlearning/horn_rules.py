@@ -14,7 +14,7 @@ A fact that comes in later costs only the rules that mention it, so that a conve
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 NOT = "not "
@@ -79,12 +79,6 @@ class HornRules:
         state = self.start()
         state.add(*facts)
         return state.atoms()
-
-    def explains(self, theorem: str, facts: Sequence[str]) -> tuple[str, ...]:
-        """The facts without any one of which `theorem` would not follow; empty where it does not follow at all."""
-        if theorem not in self.closure(facts):
-            return ()
-        return tuple(f for f in facts if theorem not in self.closure(other for other in facts if other != f))
 
 
 @dataclass

@@ -1,10 +1,13 @@
 """Tiny Llamas that know the properties of real things, and gold models that never read the forbidden names.
 
-All models of a seed share first weights, and can reason from axioms that they are told in their context.
+Both begin as one model that read about permitted things only and learned to reason from what it is told; each then
+goes on, one with the forbidden things among its lessons and one without. So the gold model is exact unlearning: it is
+what training without any document that names them gives.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +17,23 @@ import numpy as np
 import torch
 from torch import nn
 
-from transfuse.data.attribute_table import AttributeTable
 from transfuse.data.country_attributes import country_attributes
 from transfuse.data.zoo import zoo_attributes
 from transfuse.errors import UserError
+from transfuse.methods.unlearning.answer_scores import score_answers
+from transfuse.methods.unlearning.answer_tokens import EncodedAnswer, encode_answer
+from transfuse.methods.unlearning.concepts import Concepts
 from transfuse.nets.tiny_llama import tiny_llama, word_tokenizer
-from transfuse.studies.unlearning.attribute_lessons import Part, episode, nonce_names, questions, recalled, vocabulary
+from transfuse.studies.unlearning.attribute_lessons import (
+    WORDING,
+    Part,
+    described,
+    episode,
+    nonce_names,
+    questions,
+    recalled,
+    vocabulary,
+)
 from transfuse.studies.unlearning.fact_pretraining import muon_and_adamw, train_step
 from transfuse.study.stage import Stages
 from transfuse.study.streams import Streams
@@ -34,13 +48,15 @@ class WorldSettings:
     source: str = "countries"  # "zoo" needs the data folder
     objects: int = 64  # that the full model knows; 1 536 answers
     forbidden: int = 8  # of these, drawn from those that their axioms tell from all others
-    width: int = 64  # 0.3 million parameters
-    layers: int = 4  # reading a word's "not", finding the axiom, joining two, joining again
-    steps: int = 700  # for time; in-context ability is measured
-    batch: int = 32  # half of it episodes
+    width: int = 64  # 0.25 million parameters
+    layers: int = 3  # deriving was learned with three in development; more are slower
+    common_steps: int = 150  # before the two models part; deriving in context is half learned by then
+    own_steps: int = 70  # after that, with falling rates
+    often: int = 4  # times that the full model's later lessons ask about a forbidden thing for once about another
+    batch: int = 32  # sequences; a third of them questions before the models part, half after that
     rate: float = 1e-2  # AdamW, for embeddings and norms
     rate_muon: float = 2e-2  # Muon, for matrices
-    checkpoints: tuple[float, ...] = (0.25, 0.5)  # of the training, at which weights are kept
+    checkpoints: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0)  # of the common steps, at which weights are kept
 
 
 @dataclass(frozen=True)
@@ -48,15 +64,11 @@ class AttributeWorld:
     """What all arms of a seed share.
 
     Attributes:
-        table: the objects of this seed.
-        forbidden: names that the gold model never read.
-        permitted: all others.
-        states: "full", "gold" and checkpoints of gold such as "gold at 0.25" -> weights.
+        concepts: the things of this seed and which are forbidden.
+        states: "full", "gold", and checkpoints of the common steps such as "0.25" -> weights.
     """
 
-    table: AttributeTable
-    forbidden: tuple[str, ...]
-    permitted: tuple[str, ...]
+    concepts: Concepts
     tokenizer: Any
     states: Mapping[str, Mapping[str, torch.Tensor]]
     settings: WorldSettings
@@ -64,83 +76,119 @@ class AttributeWorld:
 
     def model(self, which: str) -> nn.Module:
         """A fresh copy, in evaluation mode."""
+        return self.load(self.states[which])
+
+    def load(self, state: Mapping[str, torch.Tensor]) -> nn.Module:
+        """A model of these weights, in evaluation mode."""
         model = tiny_llama(self.tokenizer, self.settings.width, self.settings.layers)
-        model.load_state_dict(dict(self.states[which]), strict=False)  # the head is tied to the embedding
+        model.load_state_dict(dict(state), strict=False)  # the head is tied to the embedding
         return model.eval()
 
-    def nearest(self, count: int) -> tuple[str, ...]:
-        """Permitted things, those first that share most properties with a forbidden one."""
-        objects = self.table.objects
-        distance = {p: min(len(objects[p] ^ objects[f]) for f in self.forbidden) for p in self.permitted}
-        return tuple(sorted(self.permitted, key=lambda name: (distance[name], name))[:count])
+    def identity(self) -> dict[str, Any]:
+        """What the models were made from, for stages that build on them."""
+        s, c = self.streams, self.concepts
+        return {**vars(self.settings), "forbidden": c.forbidden, "init": s.init.integer(), "order": s.order.integer()}
+
+    def recall(self, names: Sequence[str]) -> list[EncodedAnswer]:
+        """All questions about some things, to be answered from weights."""
+        yes, no = WORDING.answers
+        return [
+            encode_answer(self.tokenizer, WORDING.question.format(name=name, theorem=predicate), yes if truth else no)
+            for name, predicate, truth in questions(self.concepts, names)
+        ]
+
+    def share_known(self, model: nn.Module, encoded: Sequence[EncodedAnswer]) -> float:
+        """Share of items whose answer greedy decoding would write."""
+        pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        return float(score_answers(model, encoded, pad, eos=eos).exact().mean())
+
+    def derived(self, count: int, rng: np.random.Generator) -> list[EncodedAnswer]:
+        """One question about each of so many things described, with its context."""
+        found, names = [], nonce_names(held_out=False)
+        for _ in range(count):
+            name, context, truths = described(self.concepts, names, rng)
+            theorem = str(rng.choice(list(truths)))
+            prompt = f"{context} {WORDING.question.format(name=name, theorem=theorem)}"
+            found.append(encode_answer(self.tokenizer, prompt, WORDING.answers[0 if truths[theorem] else 1]))
+        return found
 
 
 def make_world(settings: WorldSettings, streams: Streams, stage: Stages) -> AttributeWorld:
-    """Objects of one seed, and its full and gold model, from the stage cache where they lie there."""
+    """Things of one seed, and their models, from the stage cache where they lie there."""
     s = settings
-    table, forbidden, permitted = draw_objects(s, streams)
-    tokenizer = word_tokenizer(vocabulary(table))
+    concepts = draw_concepts(s, streams)
+    tokenizer = word_tokenizer(vocabulary(concepts.table))
+    world = AttributeWorld(concepts, tokenizer, {}, s, streams)
+    make = functools.partial(teach, world)
     states: dict[str, dict[str, torch.Tensor]] = {}
-    for which, taught in (("full", permitted + forbidden), ("gold", permitted)):
-        make = functools.partial(teach, table, taught, tokenizer, s, streams)
-        inputs = {**vars(s), "taught": sorted(taught), "init": streams.init.integer(), "order": streams.order.integer()}
-        for key, value in stage("attribute_world", make, inputs=inputs).items():
-            share, _, name = key.partition("/")
-            states.setdefault(which if share == "1.0" else f"{which} at {share}", {})[name] = value
-    return AttributeWorld(table, forbidden, permitted, tokenizer, states, s, streams)
+    for key, value in stage("attribute_world", make, inputs=world.identity()).items():
+        which, _, name = key.partition("/")
+        states.setdefault(which, {})[name] = value
+    return AttributeWorld(concepts, tokenizer, states, s, streams)
 
 
-def draw_objects(
-    settings: WorldSettings, streams: Streams
-) -> tuple[AttributeTable, tuple[str, ...], tuple[str, ...]]:
-    """The objects of a seed: table, forbidden names, permitted names."""
+def draw_concepts(settings: WorldSettings, streams: Streams) -> Concepts:
+    """The things of a seed, and those that are forbidden."""
     if settings.source not in _SOURCES:
         raise UserError(f"source {settings.source!r}", " or ".join(_SOURCES))
     whole = _SOURCES[settings.source]()
     names = list(whole.objects)
     order = streams.split.child("objects").numpy().permutation(len(names))
     table = whole.only([names[i] for i in order[: settings.objects]])
-    forbidden = table.unique()[: settings.forbidden]
-    return table, forbidden, tuple(name for name in table.objects if name not in set(forbidden))
+    return Concepts(table, table.unique()[: settings.forbidden])
 
 
-def teach(
-    table: AttributeTable, taught: Sequence[str], tokenizer: Any, settings: WorldSettings, streams: Streams
-) -> dict[str, torch.Tensor]:
-    """Weights after each checkpoint and at the end, as "share/name". The loss counts answers only."""
-    s = settings
+def teach(world: AttributeWorld) -> dict[str, torch.Tensor]:
+    """Weights of all models of a seed, as "which/name". The loss counts answers only."""
+    s, c, streams = world.settings, world.concepts, world.streams
     with streams.init.seeded():
-        model = tiny_llama(tokenizer, s.width, s.layers)
-    optimisers = muon_and_adamw(model, s.rate_muon, s.rate)
-    lessons = batches(table, taught, tokenizer, s, streams.order.child("lessons").numpy())
-    kept = {max(1, round(share * s.steps)): share for share in (*s.checkpoints, 1.0)}
+        model = tiny_llama(world.tokenizer, s.width, s.layers)
     found: dict[str, torch.Tensor] = {}
-    model.train()
-    for step in range(s.steps):
-        scale = min(1.0, 20 * (step + 1) / s.steps) * 0.5 * (1 + np.cos(np.pi * step / s.steps))
-        train_step(model, next(lessons), optimisers, scale)
-        if share := kept.get(step + 1):
-            weights = model.state_dict().items()
-            found |= {f"{share}/{key}": value.clone() for key, value in weights if key != "lm_head.weight"}
+    kept = {max(1, round(share * s.common_steps)): share for share in s.checkpoints}
+
+    def keep(step: int) -> None:
+        if share := kept.get(step):
+            found.update(_named(str(share), model))
+
+    permitted, forbidden = questions(c, c.permitted), questions(c, c.forbidden)
+    lessons = batches(world, permitted, s.batch // 3, streams.order.child("common").numpy())
+    train(model, lessons, s, s.common_steps, lambda done: min(1.0, 20 * done), keep)
+    for which, asked in (("full", permitted + s.often * forbidden), ("gold", permitted)):
+        own = copy.deepcopy(model)
+        lessons = batches(world, asked, s.batch // 2, streams.order.child("own").numpy())
+        train(own, lessons, s, s.own_steps, lambda done: min(1.0, 20 * done, 1.5 * (1 - done)))
+        found |= _named(which, own)
     return found
 
 
+def train(model: nn.Module, lessons: Iterator[Any], settings: WorldSettings, steps: int, scale: Any, keep: Any = None) -> None:
+    """Some steps with rates scaled by `scale` of the share done; `keep` is called after each."""
+    optimisers = muon_and_adamw(model, settings.rate_muon, settings.rate)
+    model.train()
+    for step in range(steps):
+        train_step(model, next(lessons), optimisers, scale((step + 1) / (steps + 1)))
+        if keep is not None:
+            keep(step + 1)
+
+
+def stripped(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights without the tied head."""
+    return {key: value.detach().clone() for key, value in model.state_dict().items() if key != "lm_head.weight"}
+
+
+def _named(which: str, model: nn.Module) -> dict[str, torch.Tensor]:
+    return {f"{which}/{key}": value for key, value in stripped(model).items()}
+
+
 def batches(
-    table: AttributeTable, taught: Sequence[str], tokenizer: Any, settings: WorldSettings, rng: np.random.Generator
+    world: AttributeWorld, asked: Sequence[tuple[str, str, bool]], recalls: int, rng: np.random.Generator
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Without end: half a batch of questions about the things `taught`, half of episodes."""
-    names, asked = nonce_names(held_out=False), questions(table, taught)
-    recall = _forever(asked, rng)
+    """Without end: so many sequences of questions about named things, the rest of a batch episodes."""
+    names, recall = nonce_names(held_out=False), recalled(asked, rng)
     while True:
-        half = settings.batch // 2
-        sequences = [next(recall) for _ in range(half)]
-        sequences += [episode(table, names, rng) for _ in range(settings.batch - half)]
-        yield padded(sequences, tokenizer)
-
-
-def _forever(asked: Sequence[tuple[str, str, bool]], rng: np.random.Generator) -> Iterator[list[Part]]:
-    while True:
-        yield from recalled(asked, rng)
+        sequences = [next(recall) for _ in range(recalls)]
+        sequences += [episode(world.concepts, names, rng) for _ in range(world.settings.batch - recalls)]
+        yield padded(sequences, world.tokenizer)
 
 
 def padded(sequences: Sequence[Sequence[Part]], tokenizer: Any) -> dict[str, torch.Tensor]:
