@@ -1,7 +1,7 @@
 """How much of what was unlearned comes back, in units of what there was to unlearn, and what may be concluded from it.
 
-A treatment T (a few steps of training, rounding of weights, another question) is given to the unlearned model and to the
-gold model, which never saw the facts. What both know afterwards was taught by the treatment; the rest was there before.
+A treatment T (a few steps of training, rounding of weights, another question) is given to the unlearned model and to
+the gold model, which never saw the facts. What both know afterwards was taught by the treatment; the rest was there before.
 All arrays hold one value a fact, in the same order: 1 or 0 for right or wrong, or a probability.
 
 >>> known, never = np.ones(40), np.zeros(40)
@@ -12,7 +12,8 @@ All arrays hold one value a fact, in the same order: 1 or 0 for right or wrong, 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -61,6 +62,7 @@ def excess_recovery(
     original: np.ndarray,
     gold: np.ndarray,
     *,
+    comparisons: int = 1,
     draws: int = 2000,
     seed: int = 0,
 ) -> Recovery:
@@ -74,6 +76,7 @@ def excess_recovery(
         treated_gold: the gold model after the same treatment, (facts,).
         original: before unlearning, untreated, (facts,).
         gold: the gold model, untreated, (facts,).
+        comparisons: treatments of which the worst will be reported: intervals are widened so that all hold at once.
         draws: of the bootstrap.
         seed: of the bootstrap.
     """
@@ -83,17 +86,24 @@ def excess_recovery(
         raise ValueError("no facts")
     normalised = bool(table[2].mean() - table[3].mean() >= MIN_KNOWN)
     value = float(_ratio(table.mean(axis=1), normalised))
+    tail = ALPHA / 2 / comparisons
     drawn = np.random.default_rng(seed).multinomial(facts, np.full(facts, 1 / facts), size=draws)  # (draws, facts)
     ratios = _ratio(table @ drawn.T / facts, normalised)
-    low, high = (float(q) for q in np.quantile(ratios, (ALPHA / 2, 1 - ALPHA / 2)))
+    low, high = (float(q) for q in np.quantile(ratios, (tail, 1 - tail)))
     known = float(table[2].mean() - table[3].mean()) if normalised else 1.0
-    unseen = no_exception_bound(facts) / known
+    unseen = no_exception_bound(facts, comparisons) / known
     return Recovery(value, min(low, value, 1 - unseen), max(high, value, unseen), facts, normalised)
 
 
-def no_exception_bound(facts: int) -> float:
-    """The largest share that still leaves n facts without one exception with probability 2.5 %."""
-    return 1 - (ALPHA / 2) ** (1 / facts)
+def no_exception_bound(facts: int, comparisons: int = 1) -> float:
+    """The largest share that still leaves n facts without one exception with probability 2.5 %, over comparisons."""
+    return 1 - (ALPHA / 2 / comparisons) ** (1 / facts)
+
+
+def worst_of(found: Sequence[Recovery]) -> Recovery:
+    """The largest of several recoveries, with an interval that holds for the largest if all of theirs hold at once."""
+    largest = max(found, key=lambda one: one.value)
+    return replace(largest, low=max(one.low for one in found), high=max(one.high for one in found))
 
 
 def _ratio(means: np.ndarray, normalised: bool) -> np.ndarray:

@@ -70,9 +70,7 @@ def _jaccard(a: set[str], b: set[str]) -> float:
     return len(a & b) / max(1, len(a | b))
 
 
-def side_effects(
-    before: np.ndarray, after: np.ndarray, near: np.ndarray, forget_drop: float
-) -> SideEffects:
+def side_effects(before: np.ndarray, after: np.ndarray, near: np.ndarray, forget_drop: float) -> SideEffects:
     """Drops by closeness.
 
     Args:
