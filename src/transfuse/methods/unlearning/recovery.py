@@ -1,7 +1,7 @@
 """How much of what was unlearned comes back, in units of what there was to unlearn, and what may be concluded from it.
 
 A treatment T (a few steps of training, rounding of weights, another question) is given to the unlearned model and to
-the gold model, which never saw the facts. What both know afterwards was taught by the treatment; the rest was there before.
+the gold model, which never saw the facts. What both know afterwards was taught by it; the rest was there before.
 All arrays hold one value a fact, in the same order: 1 or 0 for right or wrong, or a probability.
 
 >>> known, never = np.ones(40), np.zeros(40)

@@ -70,7 +70,8 @@ class Relearned:
     Attributes:
         rates: of AdamW, (rates,).
         steps: at which it was asked, from 0, (steps,).
-        known: (rates, steps, forms, facts); NaN where a form is lacking or a fact was not tested.
+        known: (rates, steps, forms, facts); NaN where a form is lacking or a fact was not tested. Forms other than the
+            question are asked at the beginning and at the end only.
     """
 
     rates: tuple[float, ...]
@@ -84,8 +85,9 @@ class Relearned:
         return int(rate), int(step)
 
     def at_best(self) -> np.ndarray:
-        """What was known there, (forms, facts)."""
-        return self.known[self.best()]
+        """What was known there, (forms, facts); of forms other than the question, at the end of that rate's run."""
+        rate, step = self.best()
+        return np.concatenate([self.known[rate, step, :1], self.known[rate, -1, 1:]])
 
     def curve(self) -> np.ndarray:
         """Share of tested questions that are answered, at the best rate, (steps,)."""
@@ -132,12 +134,16 @@ def _train(
     model: nn.Module, facts: AuditedFacts, items: Sequence[EncodedAnswer], tested: np.ndarray, known: np.ndarray,
     stops: Sequence[int], rate: float, batch: int, seed: int,
 ) -> None:  # fmt: skip
+    questions = pick(facts.questions(), np.flatnonzero(tested).tolist())
+
     def losses(step: int) -> Iterator[Tensor]:
         yield nll(*log_probs(model, pick(items, batch_at(step, len(items), batch, seed)), facts.pad))
 
     def ask(step: int, trained: nn.Module) -> bool:
-        if step in stops:
-            known[stops.index(step)][:, tested] = facts.known(trained)[:, tested]
+        if step == stops[-1]:
+            known[-1][:, tested] = facts.known(trained)[:, tested]
+        elif step in stops:
+            known[stops.index(step)][0, tested] = facts.score(trained, questions).exact()
         return False
 
     optimise(model, losses, steps=stops[-1], rate=rate, on_step=ask)

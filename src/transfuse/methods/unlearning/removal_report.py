@@ -107,7 +107,7 @@ def _baseline(
             Finding(f"accuracy, {form}", shares["unlearned"], None, None, "info", f"{words}; {facts} facts to forget")
         )
     usual = float((original or gold or unlearned).kept.mean())
-    share = float(unlearned.kept.mean()) / max(usual, 1e-9)
+    share = float(unlearned.kept.mean()) / usual if usual else 1.0
     broken = share < limits.broken
     meaning = f"answers {unlearned.kept.mean():.2f} of {len(case.kept)} questions to keep" + (
         f", {'the original' if original else 'the gold model'} {usual:.2f}"

@@ -103,7 +103,7 @@ def compare(
     }
     largest = max(found, key=lambda name: found[name].value)
     whole = worst_of(list(found.values()))
-    utility = float(unlearned.kept.mean()) / max(usual, 1e-9)
+    utility = float(unlearned.kept.mean()) / usual if usual else 1.0  # nothing was known that could be lost
     pairs = _paired(judged[largest][:, 0])
     return ProbeResult(
         probe, whole, judge(whole, limits, utility), largest, found, _by_form(judged[largest], forms),
@@ -172,7 +172,8 @@ def compare_all(
     """All probes that all given models went through, in order."""
     found = {}
     for name in unlearned.arms:
-        if all(other is None or name in other.arms for other in (gold, original)):
+        needed = (gold,) if PROBES[name].untreated else (gold, original)
+        if all(other is None or name in other.arms for other in needed):
             result = compare(
                 name, unlearned, gold, original, untreated=PROBES[name].untreated, forms=case.facts.forms,
                 limits=limits, draws=draws, seed=seed,

@@ -216,7 +216,7 @@ def audit_models(
     measured: dict[str, Measured | None] = {}
     for role, model in (("original", original), ("gold", gold), ("unlearned", unlearned)):
         tell = None if on_probe is None else (lambda name, role=role: on_probe(role, name))
-        measured[role] = measure(model, case, config, tell) if model is not None else None
+        measured[role] = measure(model, case, config, tell, reference=role == "original") if model is not None else None
     done = measured["unlearned"]
     assert done is not None
     parameters = sum(p.numel() for p in unlearned.parameters())
