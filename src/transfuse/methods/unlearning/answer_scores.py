@@ -135,7 +135,7 @@ def score_answers(
         logp = torch.log_softmax(logits.float(), dim=-1)  # (answer tokens, vocabulary)
         p = logp.exp()
         mean = (p * logp).sum(-1)
-        variance = (p * logp.square()).sum(-1) - mean.square()
+        variance = (p * (logp - mean[:, None]).square()).sum(-1)  # the difference of squares would cancel
         rows = torch.stack([
             logp.gather(-1, target[:, None])[:, 0], (logits.argmax(-1) == target).float(), mean, variance,
         ]).cpu().numpy()  # fmt: skip
