@@ -65,6 +65,7 @@ TUNED: Mapping[str, Mapping[str, Any]] = {
     "kga": {"rate": 1e-2, "small_steps": 150, "small_rate": 3e-3},
     "task_vector": {"rate": 1e-2},
     "adapter_negation": {"rate": 3e-2},
+    "reinforced_contrast": {"rate": 3e-3},
 }
 
 
