@@ -45,7 +45,7 @@ class Settings:
     late: WorldSettings = field(default_factory=_late)  # the model of all arms
     early: WorldSettings = field(default_factory=WorldSettings)  # the family's FactWorld, with its stages
     layers: tuple[int, ...] = (0, 1)  # of four; chosen by bench/rocr_tuning.py on seeds 100 and 101
-    null_share: float = 0.02  # chosen likewise; of 0.005, 0.02 and 0.05
+    null_share: float = 0.005  # chosen likewise; of 0.005, 0.02 and 0.05
     rome_layer: int = 0  # chosen likewise
     contexts: tuple[str, ...] = _CONTEXTS  # the published six in words that this model has, no relation among them
     refusal: str = "i do not know"  # of mode reject and of ROME
