@@ -20,7 +20,6 @@ from transfuse.methods.unlearning.sleek import Config, SleekAudit
 from transfuse.methods.unlearning.sleek_result import BEFORE, GOLD, MODEL, SleekResult
 from transfuse.studies.unlearning.fact_pretraining import WorldSettings
 from transfuse.studies.unlearning.fact_world import make_world
-from transfuse.studies.unlearning.sleek_models import unlearned_model
 from transfuse.studies.unlearning.sleek_questions import (
     FACT_WORLD,
     FAR,
@@ -30,6 +29,7 @@ from transfuse.studies.unlearning.sleek_questions import (
     chat_tokenizer,
     facts_of,
 )
+from transfuse.studies.unlearning.unlearned_models import unlearned_model
 from transfuse.study.claims import AtLeast, Within
 from transfuse.study.design import Measurement, Metric, Study
 from transfuse.study.stage import Stages
@@ -163,7 +163,7 @@ STUDY = Study(
             "world": {"subjects": 14, "holdout": 2, "forget": 2, "width": 16, "layers": 2, "epochs": 2},
             "retained": 6,
         },
-        "public": {"world": {"source": "json", "subjects": 60, "holdout": 8, "forget": 8}, "retained": 48},
+        "public": {"world": {"source": "json"}},
         "full": {"world": {"source": "json", "subjects": 60, "holdout": 8, "forget": 8, "width": 128}, "retained": 96},
     },
     seeds={"small": 5, "public": 5, "full": 10},
