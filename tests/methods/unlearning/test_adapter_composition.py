@@ -116,6 +116,20 @@ def test_the_negative_undoes_the_adapter_in_a_linear_layer() -> None:
     torch.testing.assert_close(sum(outputs), 2 * layer.get_base_layer()(x), atol=1e-5, rtol=1e-5)
 
 
+def test_an_adapter_that_is_there_is_filled_whatever_its_own_scale_if_it_has_room() -> None:
+    peft = get_peft_model(llama(TOK), lora(2), adapter_name="taught")
+    peft.add_adapter("roomy", lora(6, 30))
+    peft.add_adapter("low", lora(1))
+    peft.add_adapter("elsewhere", lora(6, target_modules=["q_proj"]))
+    randomised(peft)
+    compose_adapters(peft, {"taught": -0.5}, "roomy")
+    for name, delta in deltas(peft, "roomy").items():
+        torch.testing.assert_close(delta, -0.5 * deltas(peft, "taught")[name], atol=1e-6, rtol=1e-5)
+    for name, message in (("low", "rank 1"), ("elsewhere", "every module")):
+        with pytest.raises(UserError, match=message):
+            compose_adapters(peft, {"taught": -0.5}, name)
+
+
 def test_scaling_vectors_in_a_model_and_what_is_refilled() -> None:
     peft = randomised(get_peft_model(llama(TOK), IA3Config(task_type="CAUSAL_LM"), adapter_name="taught"))
     for strength in (1.0, 0.5):  # the second time the adapter is there

@@ -102,7 +102,8 @@ def compose_adapters(model: Any, weights: Mapping[str, float], name: str) -> Non
         name: of the new adapter; save it with ``model.save_pretrained(folder, selected_adapters=[name])``.
 
     Raises:
-        UserError: unknown adapters, or adapters that are not linear in this way (DoRA, trained biases or modules).
+        UserError: unknown adapters, adapters that are not linear in this way (DoRA, trained biases or modules), or one
+            of the new name that has no room for them.
     """
     if unknown := [adapter for adapter in weights if adapter not in model.peft_config] or ([] if weights else [""]):
         raise UserError(f"adapter {unknown[0]!r}", f"one or more of {', '.join(model.peft_config)}")
@@ -113,24 +114,28 @@ def compose_adapters(model: Any, weights: Mapping[str, float], name: str) -> Non
     if name not in model.peft_config:
         model.add_adapter(name, _combined_config([model.peft_config[adapter] for adapter in weights]))
     for layer in adapter_layers(model):
-        if name in getattr(layer, "ia3_l", {}):
-            held = [adapter for adapter in weights if adapter in layer.ia3_l]
+        own = layer.ia3_l if hasattr(layer, "ia3_l") else layer.scaling
+        held = [adapter for adapter in weights if adapter in own]
+        if name in own and hasattr(layer, "ia3_l"):
             vectors = [layer.ia3_l[adapter] for adapter in held]
             layer.ia3_l[name].copy_(combine_ia3(vectors, [weights[a] for a in held]) if held else torch.tensor(1.0))
-        elif name in layer.scaling:
-            _fill_lora(layer, weights, name)
+        elif name in own:
+            _fill_lora(layer, held, weights, name)
+        elif held:
+            raise UserError(f"adapter {name!r} is not on every module of its parts", fix="give the sum a new name")
     model.set_adapter(name, inference_mode=True)
 
 
-def _fill_lora(layer: Any, weights: Mapping[str, float], name: str) -> None:
+def _fill_lora(layer: Any, held: Sequence[str], weights: Mapping[str, float], name: str) -> None:
     """Write the combination into a layer's factors; rows and columns that are left over are zero."""
-    held = [adapter for adapter in weights if adapter in layer.scaling]
     a, b = lora_factors(layer, name)
     a.zero_()
     b.zero_()
     if held:
         parts = [(*lora_factors(layer, adapter), layer.scaling[adapter]) for adapter in held]
         new_a, new_b = combine_lora(parts, [weights[adapter] for adapter in held])
+        if len(new_a) > len(a):
+            raise UserError(f"adapter {name!r} of rank {len(a)}", f"{len(new_a)}", "give the sum a new name")
         a[: len(new_a)].copy_(new_a)
         b[:, : new_b.shape[1]].copy_(new_b / layer.scaling[name])
 
