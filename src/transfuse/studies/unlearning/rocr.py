@@ -182,7 +182,7 @@ STUDY = Study(
     },
     seeds={"small": 5, "public": 5, "full": 10},
     data={"public": ("country-json",), "full": ("country-json",)},
-    seconds={"small": 100, "public": 110, "full": 900},
+    seconds={"small": 90, "public": 100, "full": 900},
     notes=(
         "The edit works on what a name's last token activates, so it needs a model that answers from there. The main "
         "model is built so: its first half looks at each token alone (Qwen's sliding windows, of one token). "
