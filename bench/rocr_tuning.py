@@ -4,7 +4,8 @@
 
 ROCR over early layers and the share of the trace that counts as free, ROME over single layers. Chosen is what forgets
 most, on average over the forms and the seeds, among what loses at most five points of the retained accuracy on average;
-if nothing does, what loses least. Everything else is the method's default.
+if nothing does, what loses least. Everything else is the method's default. Last come the step sizes of the trained
+baselines, by the rule of bench/unlearning_tuning.py.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ import torch
 from transfuse.cache import cache_folder
 from transfuse.studies.unlearning.late_world import make_late_world
 from transfuse.studies.unlearning.rocr import Settings
-from transfuse.studies.unlearning.rocr_arms import Arms, Seen
+from transfuse.studies.unlearning.rocr_arms import BASELINES, Arms, Seen
 from transfuse.study.stage import Stages
 from transfuse.study.streams import Streams
+from unlearning_tuning import FURTHER, RATES, at_match, order
 
 SEEDS = (100, 101)
 LAYERS = ((0,), (1,), (0, 1), (1, 2), (0, 1, 2))
@@ -62,6 +64,16 @@ def best(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     )
 
 
+def best_rate(method: str, worlds: Sequence[Arms]) -> float:
+    """The step size at which a baseline keeps most at matched forgetting."""
+    grid: dict[float, Any] = {}
+    for rate in (*RATES, FURTHER):
+        if rate == FURTHER and max(grid, key=grid.__getitem__) != RATES[-1]:
+            break
+        grid[rate] = order([at_match(arms.world, method, rate) for arms in worlds])
+    return max(grid, key=grid.__getitem__)
+
+
 def main() -> None:
     """Measure, and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -81,6 +93,8 @@ def main() -> None:
             numbers = "".join(f"{each[name]:>16.3f}" for name in list(each)[1:])
             print(f"{json.dumps(each['values']):<40}{numbers}")
         print(f"best: {json.dumps(best(rows)['values'])}")
+    for method in BASELINES:
+        print(json.dumps({"arm": method, "best": {"rate": best_rate(method, worlds)}}), flush=True)
 
 
 if __name__ == "__main__":

@@ -386,7 +386,8 @@ def test_bad_input_is_one_line(call: Any, said: str) -> None:
 
 
 def test_default_layers() -> None:
-    assert default_layers(32) == (4, 5, 6)  # the published ones
+    assert default_layers(32) == Config.published().layers == (4, 5, 6)
+    assert Config.published(ridge=10.0) == Config(layers=(4, 5, 6), ridge=10.0, tau=0.02, official=True)
     assert [default_layers(n) for n in (1, 2, 4, 12)] == [(0,), (0, 1), (1, 2), (1, 2, 3)]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transfuse.errors import UserError
 from transfuse.hosts.model_folder import SAFELY, loading
 from transfuse.methods.unlearning.decoder_blocks import Block
+from transfuse.nets.encoder import quiet_loading
 
 RECORD = "redirections.json"
 
@@ -139,8 +140,9 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 def save_model(model: Any, tokenizer: Any, edits: Sequence[Edit], folder: Path, base: str) -> Path:
     """Write an edited model with its tokenizer, its card and the record of its edits."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with quiet_loading():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     _write_record(edits, folder, base)
     return folder
 

@@ -84,6 +84,7 @@ CARD = Card(
         "The forward pass stops after the last edited layer, and prompts after the name.",
         "Noise is a random direction of the length clamp |z|, added to z (inferred from the code's modes).",
         "The refusal of mode reject and its prompt for the divergence are settings.",
+        "Efficacy, the share of the way that was gone, and the ceiling of what an edit could do are ours.",
     ),
 )
 

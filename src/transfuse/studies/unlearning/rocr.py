@@ -15,7 +15,6 @@ from transfuse.studies.unlearning.fact_pretraining import WorldSettings
 from transfuse.studies.unlearning.fact_world import make_world
 from transfuse.studies.unlearning.late_world import make_late_world
 from transfuse.studies.unlearning.rocr_arms import Arms
-from transfuse.studies.unlearning.unlearned_models import unlearned_model
 from transfuse.study.claims import AtLeast, AtMost, Beats, Within
 from transfuse.study.design import Measurement, Metric, Study
 from transfuse.study.stage import Stages
@@ -24,11 +23,11 @@ from transfuse.study.streams import Streams
 _LATE = {"reads": "late"}
 _CONTEXTS = (
     "{s}",
-    "question : what is the name of {s}",
-    "choose the name of {s}",
-    "spell the name of {s}",
-    "the name of {s}",
-    "as for {s}",
+    "question : what is the name of {s} ? answer :",
+    "choose the name of {s} . answer :",
+    "spell the name of {s} . answer :",
+    "the name of {s} is",
+    "as for {s} , its name is",
 )
 _NOT_AT_HAND = "figures not at hand (abstract and code only)"
 
@@ -47,6 +46,7 @@ class Settings:
     layers: tuple[int, ...] = (0, 1)  # of four; chosen by bench/rocr_tuning.py on seeds 100 and 101
     null_share: float = 0.005  # chosen likewise; of 0.005, 0.02 and 0.05
     rome_layer: int = 0  # chosen likewise
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)  # of gradient ascent, NPO and IdkDPO; chosen likewise
     contexts: tuple[str, ...] = _CONTEXTS  # the published six in words that this model has, no relation among them
     refusal: str = "i do not know"  # of mode reject and of ROME
 
@@ -73,6 +73,7 @@ STUDY = Study(
         "mean_reduction": Metric("higher", "1", "its mean over five forms that name the subject and the base knows"),
         "least_reduction": Metric("higher", "1", "the smallest of these five"),
         "spread": Metric("lower", "1", "largest minus smallest of these five: form-dependent bias"),
+        "gold_distance": Metric("lower", "1", "mean distance to the gold model's reduction over these five"),
         "lead": Metric("higher", "1", "mean reduction minus that of the best trained baseline"),
         "retain_drop": Metric("lower", "1", "loss of accuracy on retained subjects in the five forms"),
         "neighbour_drop": Metric("lower", "1", "the same on those of a forgotten subject's continent or region"),
@@ -122,7 +123,7 @@ STUDY = Study(
             where=_LATE,
             paper="ROCR forgets on average more than the trained baselines.",
             published=_NOT_AT_HAND,
-            likely="facts that a subject shares with the concept put in stay right",
+            likely="facts shared with the concept put in stay right; a baseline that breaks forgets more than gold",
         ),
         AtMost("rocr", 0.05, on="retain_drop", where=_LATE, paper="ROCR keeps utility.", published=_NOT_AT_HAND),
         AtMost("rocr", 0.05, on="neighbour_drop", where=_LATE, paper="ROCR keeps neighbours.", published=_NOT_AT_HAND),
@@ -144,10 +145,10 @@ STUDY = Study(
         Beats(
             "rocr",
             "noise",
-            on="valid_share",
+            on="mean_reduction",
             where=_LATE,
             control=True,
-            paper="... and than a random direction of the length of what is there (inferred).",
+            paper="Where the edit points matters: a step in a random direction, as long as what is there, takes less.",
         ),
         Within(
             "sham",
@@ -181,7 +182,7 @@ STUDY = Study(
     },
     seeds={"small": 5, "public": 5, "full": 10},
     data={"public": ("country-json",), "full": ("country-json",)},
-    seconds={"small": 100, "public": 110, "full": 900},
+    seconds={"small": 90, "public": 100, "full": 900},
     notes=(
         "The edit works on what a name's last token activates, so it needs a model that answers from there. The main "
         "model is built so: its first half looks at each token alone (Qwen's sliding windows, of one token). "
@@ -193,13 +194,16 @@ STUDY = Study(
         "an edit at its name is out of reach by construction. All eight are measured.",
         "All forgotten subjects are redirected in one edit to the same retained one, which the retained accuracy "
         "leaves out; arm one_by_one edits, asks and undoes each alone, as published.",
-        "Facts that a forgotten subject shares with the concept put in (continent, language) stay right.",
+        "Facts that a forgotten subject shares with the concept put in (continent, language) stay right. Letters can "
+        "be guessed more often than names, so that even the gold model's reductions differ; hence gold_distance.",
         "The null space is that of text about retained subjects. ROCR's layers and null space, and ROME's layer, are "
         "those that forget most on seeds 100 and 101, which no cell has, among those that lose at most five points of "
-        "the retained accuracy; lambda is the method's default. The trained baselines have the family's step sizes, "
-        "chosen on these seeds for the tiny Llama, and are stopped at the same forgetting of questions.",
+        "the retained accuracy; lambda is the method's default. The trained baselines are stopped where they answer "
+        "no more of the questions than the gold model; their step sizes leave most of the questions to keep then.",
         "ROME rewrites every fact to forget, one after the other, each in three wordings, to a refusal; its other "
         "values are its authors' for GPT-2-XL. The paper has no ROME; its training on refusals stands here as idk_dpo.",
+        "Mode reject has ROME's step size: in 25 steps of the published 0.1 it could move this model's activations by "
+        "a fifth of their length only, and did nothing on the development seeds.",
         "Seconds a subject are no metric of a cell, which must be the same bit for bit: see bench/rocr.py.",
         "Scale public has country-json. The relations of evandez/relations have other subjects for each relation, so "
         "that no subject could be asked in all of them: they are not used.",
@@ -210,5 +214,5 @@ STUDY = Study(
 def run(settings: Settings, seed: int, streams: Streams, stage: Stages) -> Iterator[Measurement]:
     """All arms of one seed where names are read late, and the edit where they are read early."""
     late = make_late_world(settings.late, streams, stage)
-    yield from Arms(late, settings, "late").every(lambda method: unlearned_model(late, method, stage))
+    yield from Arms(late, settings, "late").every()
     yield from Arms(make_world(settings.early, streams, stage), settings, "early").edit_only()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from transfuse.data.fact_forms import FORMS, HELD_OUT, Item
-from transfuse.methods.unlearning.fact_rewriting import FactRewriter
+from transfuse.methods.unlearning.fact_rewriting import ROME_SEARCH, FactRewriter
 from transfuse.methods.unlearning.form_bias import FormBias, form_bias
+from transfuse.methods.unlearning.reply_target import Search
 from transfuse.methods.unlearning.rocr import ConceptRedirector, Config, Mode
 from transfuse.methods.unlearning.subject_places import template_of
 from transfuse.studies.unlearning.fact_world import FactWorld
+from transfuse.studies.unlearning.unlearned_models import Matching, run_method, target, tuned
 from transfuse.study.design import Measurement
 
 if TYPE_CHECKING:
@@ -60,11 +62,12 @@ class Arms:
             item.text for form in FORMS for wording in (0, 1) for item in world.ask(world.retain, form, "null", wording)
         ]
 
-    def every(self, unlearned: Callable[[str], nn.Module]) -> Iterator[Measurement]:
-        """All arms. `unlearned` gives the base after a trained baseline of that name."""
+    def every(self) -> Iterator[Measurement]:
+        """All arms."""
         forget = self.world.forget
         seen = {"base": self.seen(self.world.model()), "gold": self.seen(self.world.model("gold"))}
-        seen |= {name: self.seen(unlearned(name)) for name in BASELINES}
+        for method, rate in zip(BASELINES, self.settings.rates, strict=True):
+            seen[method] = self.seen(self.trained(method, rate))
         seen["rome"] = self.seen(self.rewritten())
         seen["one_by_one"] = self.one_by_one(self.redirector())
         modes: tuple[Mode, ...] = ("noise", "reject")
@@ -77,10 +80,12 @@ class Arms:
         seen["sham"] = self.seen(sham.model)
         seen["rocr"] = yield from self.rocr()
         yield from self.measurements(seen)
-        best = max(self.bias(seen["base"], seen[arm]).mean for arm in BASELINES)
-        for arm in seen:
-            lead = self.bias(seen["base"], seen[arm]).mean - best
-            yield Measurement(arm, "lead", lead, self.where)
+        bias = {arm: self.bias(seen["base"], found) for arm, found in seen.items()}
+        best = max(bias[arm].mean for arm in BASELINES)
+        for arm, own in bias.items():
+            gaps = [abs(own.reduction[form] - bias["gold"].reduction[form]) for form in BEARING]
+            yield Measurement(arm, "lead", own.mean - best, self.where)
+            yield Measurement(arm, "gold_distance", sum(gaps) / len(gaps), self.where)
 
     def edit_only(self) -> Iterator[Measurement]:
         """The base and ROCR."""
@@ -98,10 +103,19 @@ class Arms:
     def redirector(self, mode: Mode = "redirect") -> ConceptRedirector:
         """A redirector of a fresh base; the null space is that of text about retained subjects."""
         s = self.settings
-        config = Config(mode=mode, layers=s.layers, contexts=s.contexts, null_share=s.null_share, refusal=s.refusal,
-                        seed=self.world.streams.noise.integer())  # fmt: skip
+        config = Config(
+            mode=mode, layers=s.layers, contexts=s.contexts, null_share=s.null_share, refusal=s.refusal,
+            search=Search(rate=ROME_SEARCH.rate), seed=self.world.streams.noise.integer(),
+        )  # fmt: skip
         redirector = ConceptRedirector(self.world.model(), self.world.tokenizer, config)
         return redirector.fit_nullspace(self.texts, without=(*self.world.forget, *self.world.holdout))
+
+    def trained(self, method: str, rate: float) -> nn.Module:
+        """The base, trained on the questions to forget until no more are answered than by the gold model, and 5 %."""
+        world = self.world
+        watch = Matching(world, target(world), to_end=False)
+        last = run_method(world, method, {**tuned(method), "rate": rate}, watch)
+        return world.load(watch.state) if watch.step else last
 
     def rewritten(self) -> nn.Module:
         """ROME: every fact to forget is rewritten to the refusal, in the questions that the baselines train on."""
