@@ -129,7 +129,7 @@ def test_apply_writes_a_checkpoint_that_transformers_loads(checkpoint: Path, met
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert f"unlearned by {method}" in card and "| answers to forget that greedy decoding writes | 1.000 |" in card
     assert str(checkpoint) not in card
-    assert not list(checkpoint.glob(".*partial"))
+    assert not list(checkpoint.glob(".out*"))
 
 
 def test_apply_forgets_and_stops_early(checkpoint: Path) -> None:
@@ -149,7 +149,7 @@ def test_apply_refuses_in_one_line_and_leaves_nothing(checkpoint: Path) -> None:
         ({"forget": checkpoint / "retain.jsonl"}, "questions both in"),
         ({"method": "icul"}, "writes no checkpoint"),
         ({"method": "kga"}, "unseen"),
-        ({"out": checkpoint / "model"}, "exists already"),
+        ({"out": checkpoint / "model"}, "is there already"),
         ({"device": "gpu7"}, "device 'gpu7'"),
         ({"until": 3.0}, "until 3"),
         ({"rate": -1.0}, "rate -1"),
@@ -158,4 +158,4 @@ def test_apply_refuses_in_one_line_and_leaves_nothing(checkpoint: Path) -> None:
     for options, line in cases:
         with pytest.raises(UserError, match=line):
             apply(**given(checkpoint, **options))
-    assert not (checkpoint / "out").exists() and not list(checkpoint.glob(".*partial"))
+    assert not (checkpoint / "out").exists() and not list(checkpoint.glob(".out*"))

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from transfuse.errors import UserError
+from transfuse.hosts.causal_model import Device, load_causal_model
 from transfuse.methods.unlearning.respondents import Ask, Message, Respondent
 
 Render = Callable[[Any, list[Message]], str]
@@ -383,23 +384,13 @@ def _generator(seed: str) -> torch.Generator:
 
 
 def load_dialogues(
-    name: str, *, max_new_tokens: int = 64, batch: int = 64, device: str = "auto", temperature: float = 0.7
+    name: str, *, max_new_tokens: int = 64, batch: int = 64, device: Device = "auto", temperature: float = 0.7
 ) -> BatchedDialogues:
     """A model and its tokenizer from a folder or a hub name, in the type that they were saved in.
 
     Raises:
         UserError: there is no such model, or no such device.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from transfuse.hosts.model_folder import SAFELY, loading
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device cuda", "a CUDA device", "type --device cpu")
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    with loading(name):
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype="auto", **SAFELY)
     return BatchedDialogues(
-        model.to(where).eval(), tokenizer, max_new_tokens=max_new_tokens, batch=batch, temperature=temperature
+        *load_causal_model(name, device), max_new_tokens=max_new_tokens, batch=batch, temperature=temperature
     )

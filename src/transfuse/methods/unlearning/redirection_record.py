@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from transfuse.errors import UserError
-from transfuse.hosts.model_folder import SAFELY, loading
 from transfuse.methods.unlearning.decoder_blocks import Block
 from transfuse.nets.encoder import quiet_loading
 
@@ -102,40 +98,6 @@ class Edit:
         ]
         reached = [round(value, 4) for value in self.reached]
         return {"subjects": list(self.subjects), "to": list(self.to), "reached": reached, "layers": layers}
-
-
-def load_model(name: str) -> tuple[Any, Any]:
-    """A causal language model in its own floating-point type, and its tokenizer, from a folder or hub name.
-
-    Raises:
-        UserError: there is no such model, it has no head for text, is damaged, or needs code of its own.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    with loading(name):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype="auto", output_loading_info=True, **SAFELY)
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    model, report = loaded
-    if missing := sorted(report["missing_keys"]):  # the host would go on with random weights
-        raise UserError(f"{name!r} has no weights for {missing[0]}", "a causal language model")
-    return model.eval(), tokenizer
-
-
-@contextlib.contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that takes its name when the block ends well; after an error nothing is left."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {str(out)!r} is there already", "a new folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield temporary
-        if out.is_dir():
-            out.rmdir()
-        temporary.chmod(0o755)  # a temporary folder is its owner's alone
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def save_model(model: Any, tokenizer: Any, edits: Sequence[Edit], folder: Path, base: str) -> Path:

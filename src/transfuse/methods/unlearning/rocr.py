@@ -41,8 +41,6 @@ from transfuse.methods.unlearning.rank_one_redirection import redirect_keys, rel
 from transfuse.methods.unlearning.redirection_record import (
     Edit,
     LayerEdit,
-    load_model,
-    new_folder,
     save_edits,
     save_model,
 )
@@ -359,7 +357,7 @@ def unlearn(
 
 
 def apply(
-    model: Annotated[str, "model folder or hub name"],
+    model: Annotated[str, "model folder or hub name", "argument"],
     forget: Annotated[Path, "JSONL, a subject a line: subject, and where wanted to and aliases"],
     texts: Annotated[Path, "general text that is to stay as it is: a line each, or a column text"],
     out: Annotated[Path, "folder to write: the edited model, or with --lora an adapter"],
@@ -367,12 +365,13 @@ def apply(
     layers: Annotated[tuple[int, ...], "layers to edit; two or three early ones by default"] = (),
     mode: Annotated[Mode, "redirect, reject or noise"] = Config.mode,
     lora: Annotated[bool, "write a PEFT adapter instead of the whole model"] = False,
+    device: Annotated[Literal["auto", "cpu", "cuda"], "where the model runs"] = "auto",
 ) -> Path:
     """Redirect names in a model of one's own; writes a checkpoint (or an adapter) with a model card and the record."""
     requests, general = read_requests(forget), read_texts(texts)
     config = Config(mode=mode, layers=tuple(sorted(set(layers))) or None)
     with new_folder(out) as folder:
-        network, tokenizer = load_model(model)
+        network, tokenizer = load_causal_model(model, device)
         redirector = unlearn(network, tokenizer, requests, general, to=to, config=config)
         if lora:
             redirector.export_lora(folder)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from transfuse.atomic_folder import new_folder
 from transfuse.audit import AuditReport
 from transfuse.errors import UserError
-from transfuse.hosts.causal_model import load_causal_model
+from transfuse.hosts.causal_model import Device, load_causal_model
 from transfuse.methods.unlearning.answer_scores import score_answers
 from transfuse.methods.unlearning.answer_tokens import EncodedAnswer, encode_answer
 from transfuse.methods.unlearning.qa_file import QARow, read_qa
@@ -99,7 +98,7 @@ class Progress:
 
 def unlearn_checkpoint(
     model: str, forget: Path, retain: Path, out: Path, *, method: str, options: Mapping[str, Any], until: float | None,
-    seed: int, device: str, chat: bool, audit: bool, gold: str | None, quiet: bool = False,
+    seed: int, device: Device, chat: bool, audit: bool, gold: str | None, quiet: bool = False,
 ) -> Path:  # fmt: skip
     """Unlearn a checkpoint; see `unlearning_methods.apply`."""
     if method in AS_USED:
@@ -111,8 +110,8 @@ def unlearn_checkpoint(
         raise UserError(
             "method 'kga' needs unseen answers besides", fix="use it from Python: transfuse.methods.unlearning.kga"
         )
-    if out.exists():
-        raise UserError(f"--out {str(out)!r} exists already", "a new folder")
+    if out.exists():  # before the work, not after it
+        raise UserError(f"--out {str(out)!r} is there already", "a new folder")
     if until is not None and not 0.0 <= until <= 1.0:
         raise UserError(f"until {until:g}", "a share of 0 to 1")
     config = make_config(method, options)
@@ -149,7 +148,7 @@ def figures(model: Any, tokenizer: Any, sets: Sets) -> dict[str, float]:
 
 
 def _audited(
-    folder: Path, original: str, forget: Path, retain: Path, gold: str | None, seed: int, device: str, chat: bool
+    folder: Path, original: str, forget: Path, retain: Path, gold: str | None, seed: int, device: Device, chat: bool
 ) -> AuditReport:
     from transfuse.methods.unlearning.unlearning_open_problems import audit
 
@@ -157,19 +156,6 @@ def _audited(
         model=str(folder), forget=forget, retain=retain, original=original, gold=gold, seed=seed, device=device,
         chat=chat,
     )  # fmt: skip
-
-
-@contextlib.contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A folder under a temporary name that takes its own when the block ends, and is gone if the block fails."""
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def model_card(

@@ -20,7 +20,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from transfuse.card import Card
 from transfuse.errors import UserError, did_you_mean
@@ -174,7 +174,7 @@ def apply(
     audit: Annotated[bool, "audit the result; its findings go into the model card"] = True,
     gold: Annotated[str | None, "a model that never saw the forget set, for the audit"] = None,
     chat: Annotated[bool, "ask in the tokenizer's chat template"] = False,
-    device: Annotated[str, "cpu, or cuda where there is a GPU"] = "cpu",
+    device: Annotated[Literal["auto", "cpu", "cuda"], "where the model runs"] = "auto",
     seed: Annotated[int, "of batches and first weights"] = 0,
 ) -> Path:
     """Make a language model forget answers, and write the new checkpoint with a model card that carries the audit.

@@ -66,6 +66,7 @@ TUNED: Mapping[str, Mapping[str, Any]] = {
     "task_vector": {"rate": 1e-2},
     "adapter_negation": {"rate": 3e-2},
     "reinforced_contrast": {"rate": 3e-3},
+    "icul": {"points": 6, "shots": 12},  # a question of each country; more does not fit into the model's positions
 }
 
 
