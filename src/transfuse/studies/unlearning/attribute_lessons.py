@@ -28,7 +28,9 @@ _FORCED = 4  # theorems made true, so that about half of all answers are yes
 def _fillers(count: int = 24) -> tuple[str, ...]:
     """Sentences that have nothing to do with anything."""
     rng = np.random.default_rng(0)
-    return tuple(f"{rng.choice(('note', 'remark', 'aside'))} {rng.integers(10)} {rng.integers(10)} ." for _ in range(count))
+    return tuple(
+        f"{rng.choice(('note', 'remark', 'aside'))} {rng.integers(10)} {rng.integers(10)} ." for _ in range(count)
+    )
 
 
 # One word a negated axiom: with "not" before it, models of this size do not learn to derive in minutes.

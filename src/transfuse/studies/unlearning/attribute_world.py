@@ -161,7 +161,9 @@ def teach(world: AttributeWorld) -> dict[str, torch.Tensor]:
     return found
 
 
-def train(model: nn.Module, lessons: Iterator[Any], settings: WorldSettings, steps: int, scale: Any, keep: Any = None) -> None:
+def train(
+    model: nn.Module, lessons: Iterator[Any], settings: WorldSettings, steps: int, scale: Any, keep: Any = None
+) -> None:
     """Some steps with rates scaled by `scale` of the share done; `keep` is called after each."""
     optimisers = muon_and_adamw(model, settings.rate_muon, settings.rate)
     model.train()

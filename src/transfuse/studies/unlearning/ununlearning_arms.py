@@ -156,4 +156,3 @@ def without_words(world: AttributeWorld, axioms: Sequence[str]) -> nn.Module:
         embedding = model.get_input_embeddings().weight
         embedding[torch.tensor(rows, dtype=torch.long)] = embedding[world.tokenizer.unk_token_id].clone()
     return model
-
