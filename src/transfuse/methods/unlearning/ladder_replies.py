@@ -118,7 +118,7 @@ class LadderReplies:
         return self.recovery(level, ceiling) - max(controls, default=0.0)
 
     def chance(self, level: str, draws: int, seed: int) -> np.ndarray:
-        """Accuracies at a level if its answers were about other things: truths change hands between things, (draws,)."""
+        """Accuracies at a level if truths changed hands between things, so that answers are about others, (draws,)."""
         places, rng = self.at(level), np.random.default_rng(seed)
         own = [self.asked[place] for place in places]
         names = sorted({one.concept for one in own})
