@@ -16,7 +16,7 @@ _COLUMNS = (
     "hair", "feathers", "eggs", "milk", "airborne", "aquatic", "predator", "toothed", "backbone", "breathes",
     "venomous", "fins", "legs", "tail", "domestic", "catsize",
 )  # fmt: skip
-AXIOMS = tuple(column for column in _COLUMNS if column != "legs") + ("fourlegged", "legless")
+AXIOMS = (*(column for column in _COLUMNS if column != "legs"), "fourlegged", "legless")
 RULES = (
     ("fish", ("fins", "eggs")),
     ("hunterswimmer", ("aquatic", "predator")),

@@ -55,7 +55,7 @@ class TermFilter(ContentFilter):
     def __init__(
         self, terms: Sequence[str], *, roles: Sequence[str] = ("user", "assistant"), name: str = "terms"
     ) -> None:
-        words = sorted({folded(term) for term in terms} - {""}, key=len, reverse=True)
+        words = sorted({folded(term).strip() for term in terms} - {""}, key=len, reverse=True)
         if not words:
             raise UserError("no terms", "at least one name")
         spread = [r"[\W_]*".join(map(re.escape, re.sub(r"[\W_]+", "", word))) for word in words]
@@ -216,11 +216,14 @@ def mentioned(concepts: Concepts, wording: Wording) -> Extract:
     """All axioms that stand in a text, in either word, as said of one entity: the conversation's.
 
     >>> from transfuse.data.attribute_table import AttributeTable
-    >>> table = AttributeTable({"a": frozenset(["big"]), "b": frozenset()}, ("big",), (("t", ("big",)),), {"big": "vast"})
+    >>> objects = {"a": frozenset(["big"]), "b": frozenset()}
+    >>> table = AttributeTable(objects, ("big",), (("t", ("big",)),), {"big": "vast"})
     >>> list(mentioned(Concepts(table, ("a",)), Wording())("It is not vast."))
     [('', 'not big')]
     """
-    words = {word: axiom for axiom in concepts.table.axioms for word in (axiom, concepts.table.synonyms.get(axiom, axiom))}
+    words = {
+        word: axiom for axiom in concepts.table.axioms for word in (axiom, concepts.table.synonyms.get(axiom, axiom))
+    }
     forms = {wording.negation.format(axiom=word): NOT + axiom for word, axiom in words.items()} | words
     choices = "|".join(map(re.escape, sorted((folded(form) for form in forms), key=len, reverse=True)))
     pattern = re.compile(rf"(?<!\w)(?:{choices})(?!\w)")
@@ -233,7 +236,7 @@ def threshold_at(benign: ArrayLike, rate: float) -> float:
 
     Args:
         benign: scores of benign conversations, (n,).
-        rate: false alarms that are accepted, over 0 and under 1. With fewer than 1 / rate - 1 scores nothing is blocked.
+        rate: false alarms that are accepted, over 0 and under 1; fewer than 1 / rate - 1 scores block nothing.
     """
     values = np.sort(np.asarray(benign, dtype=np.float64))
     if not 0.0 < rate < 1.0 or not len(values):

@@ -86,7 +86,10 @@ class Rung:
 
     def messages(self, theorem: str, wording: Wording) -> list[Message]:
         """The conversation that asks for a theorem; the last thing told stands before the question."""
-        turns = [*self.told[:-1], " ".join((*self.told[-1:], wording.question.format(name=self.called, theorem=theorem)))]
+        turns = [
+            *self.told[:-1],
+            " ".join((*self.told[-1:], wording.question.format(name=self.called, theorem=theorem))),
+        ]
         messages: list[Message] = []
         for place, turn in enumerate(turns):
             messages.append({"role": "user", "content": turn})
@@ -167,9 +170,7 @@ class _Maker:
             return (self._neutral(len(self._described(name, axioms).split()), rng),)
         return (self._described(name, self._changed(level, name, axioms, rng)),)
 
-    def _changed(
-        self, level: str, name: str, axioms: tuple[str, ...], rng: np.random.Generator
-    ) -> tuple[str, ...]:
+    def _changed(self, level: str, name: str, axioms: tuple[str, ...], rng: np.random.Generator) -> tuple[str, ...]:
         """The axioms as a level tells them."""
         if level == "paraphrase":
             return tuple(reworded(axiom, self.concepts.table.synonyms) for axiom in axioms)
@@ -188,9 +189,7 @@ class _Maker:
             return tuple(told[i] for i in rng.permutation(len(told)))
         return axioms
 
-    def _negated(
-        self, concept: str, called: str, axioms: tuple[str, ...], rng: np.random.Generator
-    ) -> list[Rung]:
+    def _negated(self, concept: str, called: str, axioms: tuple[str, ...], rng: np.random.Generator) -> list[Rung]:
         """A context for each theorem that one axiom decides: told the other way round, the answer must turn."""
         rungs = []
         for theorem, truth in self.concepts.holds(axioms).items():

@@ -112,11 +112,13 @@ class LadderReplies:
     def specificity(self, level: str, ceiling: float) -> float:
         """Recovery beyond the best control: telling of another thing, shuffled, or nothing to do with it."""
         there = {one.level for one in self.asked}
-        controls = [self.recovery(control, ceiling) for control in CONTROLS if control in there and control != "negated"]
+        controls = [
+            self.recovery(control, ceiling) for control in CONTROLS if control in there and control != "negated"
+        ]
         return self.recovery(level, ceiling) - max(controls, default=0.0)
 
     def chance(self, level: str, draws: int, seed: int) -> np.ndarray:
-        """Accuracies at a level if its answers belonged to other things, (draws,): truths change hands between things."""
+        """Accuracies at a level if truths changed hands between things, so that answers are about others, (draws,)."""
         places, rng = self.at(level), np.random.default_rng(seed)
         own = [self.asked[place] for place in places]
         names = sorted({one.concept for one in own})

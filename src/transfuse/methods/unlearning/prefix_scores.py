@@ -97,7 +97,9 @@ class PrefixScorer:
             whole = whole[:-1]  # some tokenizers append one of their own
         start = _common([prompt, whole])
         if not 0 < start < len(whole):
-            raise UserError(f"option {option!r} after {text[-40:]!r}", "a prompt and an answer with tokens of their own")
+            raise UserError(
+                f"option {option!r} after {text[-40:]!r}", "a prompt and an answer with tokens of their own"
+            )
         return _Answer(tuple(whole[:-1]), start, tuple(whole[start:]))
 
     def _batches(self, groups: Sequence[_Group]) -> list[list[_Group]]:
@@ -197,7 +199,7 @@ class _Group:
 
 def _common(rows: Sequence[Sequence[int]]) -> int:
     """Length of the common beginning."""
-    low, high = min(rows), max(rows)  # in order, all others lie between the two
+    low, high = min(rows, key=tuple), max(rows, key=tuple)  # in order, all others lie between the two
     return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
 
 

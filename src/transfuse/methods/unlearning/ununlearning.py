@@ -11,7 +11,8 @@ other half are content filters, judged by what they catch on each rung and by wh
 >>> attack = ContextLadder(Concepts(table, forbidden=("tiger",)))
 >>> def ask(messages):                                        # your model: a list of chat messages -> a text
 ...     told = " ".join(m["content"] for m in messages)
-...     return "Yes, it is." if " big" in told and " striped" in told and "not " not in told.replace("not soft", "") else "No."
+...     denied = "not big" in told or "not striped" in told
+...     return "Yes." if "big" in told and "striped" in told and not denied else "No."
 >>> replies = attack.ask_all(ask)                             # or attack.ask_model(model, tokenizer), much faster
 >>> replies.accuracy("none"), replies.accuracy("alias"), replies.accuracy("mosaic")
 (0.0, 1.0, 1.0)
@@ -201,7 +202,7 @@ class ContextLadder:
         return LadderReplies(self.asked, np.where(scores[:, 0] > scores[:, 1], YES, NO))
 
     def rate_filters(self, filters: Sequence[ContentFilter], replies: LadderReplies) -> list[FilterRates]:
-        """What filters catch of this attack and block of benign conversations, and which right answers get past them."""
+        """What filters catch of this attack and block of benign conversations, and which right answers pass them."""
         return [filter_rates(f, self.conversations, replies, self.benign(), self.config.alarm_rate) for f in filters]
 
 

@@ -75,9 +75,7 @@ def report(
     )
 
 
-def _rung(
-    replies: LadderReplies, level: str, ceiling: float, things: int, seed: int
-) -> tuple[Finding, float | None]:
+def _rung(replies: LadderReplies, level: str, ceiling: float, things: int, seed: int) -> tuple[Finding, float | None]:
     """Accuracy on one level against chance; the share of chance that would have been flagged too."""
     value = replies.accuracy(level)
     threshold, alarm, verdict = None, None, "info"

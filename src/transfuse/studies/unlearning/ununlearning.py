@@ -29,7 +29,7 @@ class Settings:
     layers: int = 3  # deriving was learned with three in development; more are slower
     common_steps: int = 150  # deriving from a description was learned in about as many in development
     own_steps: int = 70  # recall of the forbidden things was learned in about as many in development
-    rate: float = 1e-3  # of npo and grad_diff; see the notes
+    rate: float = 3e-4  # of npo and grad_diff; bench/ununlearning_tuning.py
     unlearning_steps: int = 60  # at most, until as little is answered as by the gold model
     draws: int = 3  # contexts a thing and level, which differ in name and order
     removed: tuple[int, ...] = (0, 2, 5, 10)  # of the ten axioms that rules use
@@ -136,6 +136,16 @@ STUDY = Study(
         ),
         Within(
             "gold",
+            "npo",
+            on="recovery",
+            where={"level": "definition"},
+            width=0.15,
+            paper="Exact unlearning is no safer than approximate against the true name either (NPO).",
+            likely="a loss on questions about a name makes answers wrong wherever the name stands, told or not; under "
+            "another name the thing is back",
+        ),
+        Within(
+            "gold",
             "grad_diff",
             on="recovery",
             where={"level": "alias"},
@@ -218,7 +228,8 @@ STUDY = Study(
         "random or those of permitted things, and the names in the attack are in none of them.",
         "Full and gold model share the common steps, which no forbidden thing has a part in; gold so is exact.",
         "npo and grad_diff are stopped at the first step at which they answer at most 5 points more of the forget set "
-        "than the gold model; both keep permitted answers and episodes as retained items.",
+        "than the gold model; both keep permitted answers and episodes as retained items. Their rate is the one at which "
+        "permitted things keep most at the match, on seeds 100 and 101 (bench/ununlearning_tuning.py).",
         "axioms_removed: the words of some axioms read as a word that the model never met, which is removal without "
         "side effects; real removal by training would cost permitted uses more.",
         "The closure filter knows all words for the axioms and takes a conversation for one thing, and the wording of "

@@ -29,7 +29,7 @@ TOLD = tuple(level for level in LADDER if level != "none")
 class Unlearning:
     """How an approximate method unlearns."""
 
-    rate: float = 1e-3  # tuned on seeds 100 and 101
+    rate: float = 3e-4  # bench/ununlearning_tuning.py
     steps: int = 60  # at most; it is stopped at the first match
     batch: int = 32  # items of each set a step
     contexts: int = 256  # of the retained items are described things, so that reasoning is retained too
