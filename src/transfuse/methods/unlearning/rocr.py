@@ -32,9 +32,11 @@ from typing import Annotated, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from transfuse.atomic_folder import new_folder
 from transfuse.card import Card
 from transfuse.data.text_files import read_texts
 from transfuse.errors import UserError
+from transfuse.hosts.causal_model import load_causal_model
 from transfuse.methods.unlearning.decoder_blocks import Block, decoder_blocks
 from transfuse.methods.unlearning.name_reading import NameReader, exact
 from transfuse.methods.unlearning.rank_one_redirection import redirect_keys, relative_ridge, used_directions

@@ -241,7 +241,7 @@ def _another(config: Config) -> Config:
 
 def audit(
     concepts: Annotated[Path, "TOML: objects with what is true of them, rules, forbidden names, synonyms, aliases"],
-    model: Annotated[str, "the unlearned model: a folder or hub name of a causal language model"],
+    model: Annotated[str, "the unlearned model: a folder or hub name of a causal language model", "argument"],
     before: Annotated[str | None, "the model before unlearning, likewise; without it recovery counts up to 1"] = None,
     draws: Annotated[int, "contexts a thing and level"] = Config.draws,
     alarm_rate: Annotated[float, "false alarms that a filter may have"] = Config.alarm_rate,
@@ -254,11 +254,13 @@ def audit(
     Asks about forbidden things after every context of the ladder, and after controls that tell of something else.
     Content filters are judged on the same conversations, at a threshold from benign ones.
     """
+    from transfuse.hosts.causal_model import load_causal_model
+
     ladder = ContextLadder(read_concepts(concepts), Config(draws=draws, alarm_rate=alarm_rate, seed=seed))
     ceiling = None
     if before is not None:
-        ceiling = ladder.ask_model(*_load(before, device), batch=batch).accuracy("none")
-    replies = ladder.ask_model(*_load(model, device), batch=batch)
+        ceiling = ladder.ask_model(*load_causal_model(before, device), batch=batch).accuracy("none")
+    replies = ladder.ask_model(*load_causal_model(model, device), batch=batch)
     return report(
         replies,
         ladder.rate_filters(default_filters(ladder), replies),
@@ -267,19 +269,3 @@ def audit(
         environment={"model": model, "before": before, "concepts": str(concepts), **asdict(ladder.config)},
         seed=seed,
     )
-
-
-def _load(name: str, device: str) -> tuple[Any, Any]:
-    """A model and its tokenizer, in the type that they were saved in."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from transfuse.hosts.model_folder import SAFELY, loading
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device cuda", "a CUDA device", "type --device cpu")
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    with loading(name):
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype="auto", **SAFELY)
-    return model.to(where).eval(), tokenizer
