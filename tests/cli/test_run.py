@@ -101,7 +101,13 @@ def test_killed_worker_costs_one_cell_and_the_rest_resumes(
 def test_ctrl_c_keeps_finished_cells(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOYPLUG_SLEEP", "0.2")
     command = [sys.executable, "-m", "transfuse", "run", "mean_shift", "--seeds", "50", "--jobs", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it in background jobs
+    )
     assert process.stdout
     for line in process.stdout:
         if line.startswith("[2/50]"):

@@ -18,7 +18,7 @@ from transfuse.methods.federated.fedglad import negative_sampling_report
 from transfuse.methods.federated.round_history import read_history
 
 APP = ROOT / "examples" / "federated" / "fedglad_app"
-ROUNDS = 2
+ROUNDS = 3
 DEADLINE = 150.0  # seconds for all of it; an idle machine needs about 40
 
 pytestmark = pytest.mark.slow

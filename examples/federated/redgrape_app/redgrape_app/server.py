@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import Result
 
 from redgrape_app.task import HEAD, Classifier, initial_model, settings, split
 from transfuse.hosts.flower.client_sampling import SampledStrategy, UniformSampler
-from transfuse.methods.federated.redgrape import RedGrape, initial_arrays
+from transfuse.methods.federated.redgrape import RedGrape, initial_arrays, model_arrays
 
 app = ServerApp()
 
@@ -29,8 +29,7 @@ def federate(grid: Grid, config: dict) -> Result:
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Accuracy of the deployed model: the second classifier's arrays are left out."""
         model = Classifier()
-        own = model.state_dict()
-        model.load_state_dict({key: torch.from_numpy(arrays[key].numpy().copy()) for key in own})
+        model.load_state_dict(model_arrays(arrays).to_torch_state_dict())
         with torch.no_grad():
             right = model(torch.from_numpy(test.features)).argmax(1).numpy() == test.labels
         return MetricRecord({"accuracy": float(right.mean())})

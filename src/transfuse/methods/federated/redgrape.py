@@ -51,6 +51,7 @@ from transfuse.methods.federated.gradient_prototypes import (
 from transfuse.methods.federated.redgrape_client import (
     RebalancedHeadTrainer,
     initial_arrays,
+    model_arrays,
     redgrape_train,
     train_and_reply,
 )
@@ -65,6 +66,7 @@ __all__ = [
     "initial_arrays",
     "matched",
     "mixed",
+    "model_arrays",
     "redgrape_train",
     "train_and_reply",
 ]

@@ -91,6 +91,11 @@ def initial_arrays(model: nn.Module, head: str | nn.Linear | None = None, shared
     return ArrayRecord(arrays)
 
 
+def model_arrays(arrays: ArrayRecord) -> ArrayRecord:
+    """The model's own arrays out of those that travel: what `load_state_dict` takes, to evaluate or to deploy."""
+    return ArrayRecord({key: array for key, array in arrays.items() if not key.startswith(SECOND)})
+
+
 class HeadTap:
     """The pair of hooks on the head: remembers h, and in training mode adds V h + a to its output."""
 

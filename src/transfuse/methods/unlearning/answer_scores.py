@@ -7,7 +7,7 @@ probability, whether it was ranked first, and mean and variance of the log proba
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,11 @@ class AnswerScores:
 
     def __len__(self) -> int:
         return len(self.logp)
+
+    def part(self, first: int, last: int) -> AnswerScores:
+        """Scores of the items first to last - 1: several sets can share one pass."""
+        cut = slice(first, last)
+        return AnswerScores(self.logp[cut], self.hit[cut], self.mean[cut], self.variance[cut], self.ended[cut])
 
     def _words(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [array[: len(array) - end] for array, end in zip(arrays, self.ended, strict=True)]
@@ -74,9 +79,9 @@ class AnswerScores:
         return np.array([values.mean() for values in self.logp])
 
     def zlib(self, answers: Sequence[str]) -> np.ndarray:
-        """Membership score zlib: log probability over the length of the compressed text in bytes, (items,)."""
+        """Membership score zlib: mean log probability over the length of the compressed text in bytes, (items,)."""
         sizes = np.array([len(zlib.compress(answer.encode())) for answer in answers])
-        return self.sums() / sizes
+        return self.loss() / sizes
 
     def min_k(self, share: float = 0.2) -> np.ndarray:
         """Membership score Min-K%: mean of the lowest `share` of the log probabilities, at least one, (items,)."""
@@ -125,7 +130,7 @@ def score_answers(
         inputs = {key: value.to(device) for key, value in pad_answers([encoded[i] for i in indices], pad).items()}
         labels = inputs.pop("labels")[:, 1:]
         places = labels >= 0  # (batch, length - 1)
-        logits = _answer_logits(model, inputs, places)
+        logits = answer_logits(model, inputs, places)
         target = labels[places]
         logp = torch.log_softmax(logits.float(), dim=-1)  # (answer tokens, vocabulary)
         p = logp.exp()
@@ -148,14 +153,31 @@ def score_answers(
     )
 
 
-def _answer_logits(model: Any, inputs: dict[str, torch.Tensor], places: torch.Tensor) -> torch.Tensor:
+def answer_logits(model: Any, inputs: Mapping[str, torch.Tensor], places: torch.Tensor) -> torch.Tensor:
     """Logits at the places that predict an answer token, (answer tokens, vocabulary).
 
-    Where the model lets its body and head be called apart, the head sees only these places.
+    The head sees only these places, since a hook in front of it lets no others through; whatever the model does to
+    logits behind its head (Gemma caps them, Granite and Cohere scale them) it still does. Works under PEFT too.
+
+    Args:
+        model: a causal language model of transformers, or a module that returns `.logits` as one does.
+        inputs: input_ids and attention_mask, (batch, length).
+        places: (batch, length - 1) booleans; a place is that of the token before the one it predicts.
     """
-    base = getattr(model, "base_model", None)
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    scaled = any(getattr(model.config, name, None) for name in ("final_logit_softcapping", "logit_scale"))
-    if head is None or base is None or base is model or scaled or hasattr(model, "peft_config"):
-        return model(**inputs, use_cache=False).logits[:, :-1][places]
-    return head(base(**inputs, use_cache=False).last_hidden_state[:, :-1][places])
+    chosen = False
+
+    def choose(module: torch.nn.Module, args: tuple[Any, ...]) -> Any:
+        nonlocal chosen
+        if args[0].shape[:-1] != inputs["input_ids"].shape:
+            return None
+        chosen = True
+        return args[0][:, :-1][places][None], *args[1:]
+
+    handle = head.register_forward_pre_hook(choose) if isinstance(head, torch.nn.Module) else None
+    try:
+        logits = model(**inputs, use_cache=False).logits
+    finally:
+        if handle is not None:
+            handle.remove()
+    return logits[0] if chosen else logits[:, :-1][places]

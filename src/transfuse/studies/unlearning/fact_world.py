@@ -52,9 +52,18 @@ class FactWorld:
 
     def model(self, which: str = "base") -> nn.Module:
         """A fresh copy of "base" or "gold", in evaluation mode."""
+        return self.load(self.states[which])
+
+    def load(self, state: Mapping[str, torch.Tensor]) -> nn.Module:
+        """A model of these weights, in evaluation mode."""
         model = tiny_llama(self.tokenizer, self.settings.width, self.settings.layers)
-        model.load_state_dict(dict(self.states[which]), strict=False)  # the head is tied to the embedding
+        model.load_state_dict(dict(state), strict=False)  # the head is tied to the embedding
         return model.eval()
+
+    def identity(self) -> dict[str, Any]:
+        """What base and gold were made from, for stages that build on them."""
+        init, order = self.streams.init.integer(), self.streams.order.integer()
+        return {**vars(self.settings), "forget": sorted(self.forget), "init": init, "order": order}
 
     def facts(self, subjects: Sequence[str]) -> list[Fact]:
         return self.table.of(subjects)
@@ -73,7 +82,12 @@ class FactWorld:
 
     def accuracy(self, model: nn.Module, items: Sequence[Item]) -> float:
         """Share of items whose answer greedy decoding would write."""
-        return float(self.score(model, items).exact().mean())
+        return self.share_known(model, self.encode(items))
+
+    def share_known(self, model: nn.Module, encoded: Sequence[EncodedAnswer]) -> float:
+        """The same of encoded items, for those who ask often."""
+        pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        return float(score_answers(model, encoded, pad, eos=eos).exact().mean())
 
 
 def make_world(settings: WorldSettings, streams: Streams, stage: Stages) -> FactWorld:
