@@ -73,6 +73,8 @@ class Study:
         seeds: how many seeds unless the user says otherwise, by scale or for all scales.
         data: the data sets that a scale needs in the data folder.
         seconds: expected time of one cell by scale, for the plan; the stored cells correct it.
+        maps: metrics that the report draws as a map of arms by a condition, with one panel for each value of another:
+            metric -> (condition of the columns, condition of the panels).
         notes: what a reader of the verdicts must know (choice of encoder, likely reason of a contradiction, ...).
     """
 
@@ -88,6 +90,7 @@ class Study:
     seeds: int | Mapping[str, int] = 5
     data: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    maps: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -109,6 +112,11 @@ class Study:
                     yield f"claim names unknown condition {key}={value!r}"
             if claim.along not in (None, "step", *self.conditions):
                 yield f"claim names unknown condition {claim.along!r}"
+
+        for metric, keys in self.maps.items():
+            if metric not in self.metrics:
+                yield f"map of unknown metric {metric!r}"
+            yield from (f"map along unknown condition {key!r}" for key in keys if key not in self.conditions)
 
     def seed_count(self, scale: str) -> int:
         """How many seeds the scale has by default; quick has one, being there for the plumbing."""

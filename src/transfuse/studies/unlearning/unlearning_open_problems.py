@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from transfuse.methods.unlearning.fake_quantisation import rounded_away
-from transfuse.methods.unlearning.removal_probes import PROBES, Case, Measured, measure
+from transfuse.methods.unlearning.removal_probes import Case, Measured, measure
 from transfuse.methods.unlearning.removal_verdicts import ProbeResult, compare, compare_all, membership, neighbours
 from transfuse.methods.unlearning.unlearning_open_problems import Config
 from transfuse.studies.unlearning.audited_world import EXAMPLE, WRAPPERS, at_rate, gold_again, make_world_case
@@ -82,7 +82,22 @@ STUDY = Study(
         "size_rank": Metric("higher", "1", "Spearman's rho of update size and minus what rounding regains, over rates"),
     },
     conditions={
-        "probe": tuple(PROBES),
+        "probe": (
+            "forms",
+            "prompts",
+            "sampling",
+            "relearn_direct",
+            "relearn_rtt",
+            "relearn_adjacent",
+            "relearn_benign",
+            "quantisation",
+            "weights",
+            "update",
+            "latent_probe",
+            "logit_lens",
+            "ablation",
+            "two_hop",
+        ),
         "form": (
             "question",
             "reworded",
@@ -186,6 +201,7 @@ STUDY = Study(
         "public": {"source": "json"},
     },
     seeds={"small": 5, "public": 5},
+    maps={"recovery": ("probe", "form")},
     data={"public": ("country-json",)},
     seconds={"small": 150, "public": 180},
     notes=(

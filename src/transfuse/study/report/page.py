@@ -20,6 +20,7 @@ from transfuse.study.report import provenance, tables
 from transfuse.study.report.curves import curves
 from transfuse.study.report.figures import seed_list
 from transfuse.study.report.forest import forest
+from transfuse.study.report.heat_map import heat_maps
 from transfuse.study.report.markdown import page_markdown
 from transfuse.study.report.palette import SIGNS, looks, outcome_class
 from transfuse.study.report.sections import Contents, Section, contents
@@ -90,6 +91,7 @@ def _group(section: Section) -> dict[str, Any]:
         "controls": [row for row in rows if row.control],
         "forest": forest(group.verdicts, group.study),
         "curves": curves(group, arranged),
+        "maps": heat_maps(group, arranged),
         "means": tables.means_tables(group, arranged),
         "costs": provenance.cost_rows(group),
         "environments": provenance.environments(group),
