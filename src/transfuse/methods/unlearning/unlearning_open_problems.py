@@ -103,7 +103,7 @@ class Config:
     other_rates: tuple[float, ...] = (3e-5,)  # of the other relearning runs, the middle of the grid, for time
     batch: int = 16  # examples a step
     folds: int = 2  # parts of RTT: half is trained on, half tested, in turn
-    direct_share: float = 0.25  # of facts that direct relearning trains on, the most of the sheet's 5, 10 and 25 %
+    direct_share: float = 0.25  # of facts that direct relearning trains on; 5, 10 and 25 % are usual
     benign: int = 10  # unrelated examples: ten are said to suffice
     samples: int = 16  # k of leak@k
     layers: int = 4  # blocks that latent probes look behind: more cost power, as each is a comparison
@@ -245,16 +245,18 @@ def audit(
     Tries other question forms, wrapped prompts, samples, relearning, quantisation, noise and hidden states, on the
     unlearned model and on a gold model that never saw the facts, and counts side effects on what was to be kept.
     """
+    from transfuse.hosts.causal_model import load_causal_model
+
     chosen: dict[str, Any] = {"probes": tuple(probes)} if probes else {}
     if rates:
         chosen |= {"rates": tuple(rates), "other_rates": (sorted(rates)[len(rates) // 2],)}
     config = Config(steps=steps, seed=seed, **chosen)
     sets = [read_qa(path) if path is not None else [] for path in (forget, retain, holdout)]
     check_sets(sets[0], sets[1])
-    unlearned, tokenizer = load_model(model, device)
+    unlearned, tokenizer = load_causal_model(model, device, "float32")
     others = {}
     for role, name in (("original", original), ("gold", gold)):
-        others[role], own = load_model(name, device) if name is not None else (None, None)
+        others[role], own = load_causal_model(name, device, "float32") if name is not None else (None, None)
         if own is not None and own.get_vocab() != tokenizer.get_vocab():
             raise UserError(f"the tokenizer of {name!r} is not that of {model!r}", "models with one vocabulary")
 
@@ -265,29 +267,3 @@ def audit(
         others["original"], unlearned, others["gold"], tokenizer=tokenizer, forget=sets[0], retain=sets[1],
         holdout=sets[2], config=config, chat=chat, subject=str(model), on_probe=None if quiet else tell,
     )  # fmt: skip
-
-
-def load_model(name: str, device: Literal["auto", "cpu", "cuda"] = "auto") -> tuple[Any, Any]:
-    """A causal language model in float32 with its tokenizer, from a folder or a hub name.
-
-    Raises:
-        UserError: there is none, its weights are a pickle, it needs code of its own, or it has no tokenizer.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from transfuse.hosts.model_folder import SAFELY, loading
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda, and no GPU was found", "cpu or auto")
-    if (folder := Path(name)).exists() and not (folder / "config.json").is_file():
-        raise UserError(f"{name!r} is no model folder: it has no config.json", "a folder that save_pretrained wrote")
-    if folder.is_dir() and not any(folder.glob("tokenizer*")) and not any(folder.glob("vocab*")):
-        raise UserError(
-            f"{name!r} has no tokenizer", "one beside the weights", "tokenizer.save_pretrained into that folder"
-        )  # fmt: skip
-    with loading(name):
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **SAFELY)
-    where = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
-    return model.to(where).eval(), tokenizer

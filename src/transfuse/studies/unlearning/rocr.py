@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from torch import nn
+
 from transfuse.studies.unlearning.fact_pretraining import WorldSettings
-from transfuse.studies.unlearning.fact_world import make_world
+from transfuse.studies.unlearning.fact_world import FactWorld, make_world
 from transfuse.studies.unlearning.late_world import make_late_world
 from transfuse.studies.unlearning.rocr_arms import Arms
 from transfuse.study.claims import AtLeast, AtMost, Beats, Within
@@ -216,3 +218,11 @@ def run(settings: Settings, seed: int, streams: Streams, stage: Stages) -> Itera
     late = make_late_world(settings.late, streams, stage)
     yield from Arms(late, settings, "late").every()
     yield from Arms(make_world(settings.early, streams, stage), settings, "early").edit_only()
+
+
+def redirected(world: FactWorld) -> nn.Module:
+    """The base of a fact world with all names to forget redirected, for other studies of the family."""
+    arms = Arms(world, Settings(), "early")
+    redirector = arms.redirector()
+    redirector.redirect_all(dict.fromkeys(world.forget, arms.to))
+    return redirector.model.eval()

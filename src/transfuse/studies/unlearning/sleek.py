@@ -20,7 +20,6 @@ from transfuse.methods.unlearning.sleek import Config, SleekAudit
 from transfuse.methods.unlearning.sleek_result import BEFORE, GOLD, MODEL, SleekResult
 from transfuse.studies.unlearning.fact_pretraining import WorldSettings
 from transfuse.studies.unlearning.fact_world import make_world
-from transfuse.studies.unlearning.unlearned_models import unlearned_model
 from transfuse.studies.unlearning.sleek_questions import (
     FACT_WORLD,
     FAR,
@@ -30,6 +29,7 @@ from transfuse.studies.unlearning.sleek_questions import (
     chat_tokenizer,
     facts_of,
 )
+from transfuse.studies.unlearning.unlearned_models import unlearned_model
 from transfuse.study.claims import AtLeast, Within
 from transfuse.study.design import Measurement, Metric, Study
 from transfuse.study.stage import Stages
@@ -44,7 +44,12 @@ class Settings:
     """Scale `small`: 40 countries, six of them forgotten."""
 
     world: WorldSettings = field(default_factory=WorldSettings)  # shared by the family, so that stages are shared
-    methods: tuple[str, ...] = ("npo", "idk_dpo", "rmu", "reinforced_contrast")  # the paper's four are not named; RMU is one
+    methods: tuple[str, ...] = (
+        "npo",
+        "idk_dpo",
+        "rmu",
+        "reinforced_contrast",
+    )  # the paper's four are not named; RMU is one
     prompts: int = 3  # questions a fact and category; the forms give no more
     warm_up: int = 2  # with narrowing and goal four turns, the longest dialogue of the training
     narrow: int = 1  # the first letter; other narrowing is not among the models' forms
@@ -106,7 +111,12 @@ STUDY = Study(
                 paper=f"Every unlearning technique that was tested fails ({name}).",
                 published="62.5 % of adversarial prompts retrieved facts (WHP-unlearned Llama), guesses included",
             )
-            for method, name in (("npo", "NPO"), ("idk_dpo", "IdkDPO"), ("rmu", "RMU"), ("reinforced_contrast", "reinforced contrast, the generic labels of WHP"))
+            for method, name in (
+                ("npo", "NPO"),
+                ("idk_dpo", "IdkDPO"),
+                ("rmu", "RMU"),
+                ("reinforced_contrast", "reinforced contrast, the generic labels of WHP"),
+            )
         ),
         AtLeast(
             "idk_dpo",

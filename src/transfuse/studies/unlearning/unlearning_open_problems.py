@@ -21,13 +21,13 @@ from transfuse.methods.unlearning.unlearning_open_problems import Config
 from transfuse.studies.unlearning.audited_world import EXAMPLE, WRAPPERS, at_rate, gold_again, make_world_case
 from transfuse.studies.unlearning.fact_pretraining import WorldSettings
 from transfuse.studies.unlearning.fact_world import FactWorld, make_world
+from transfuse.studies.unlearning.rocr import redirected
 from transfuse.studies.unlearning.unlearned_models import tuned, unlearned_model
 from transfuse.study.claims import AtLeast, AtMost, Beats, Trend
 from transfuse.study.design import Measurement, Metric, Study
 from transfuse.study.stage import Stages
 from transfuse.study.streams import Streams
 
-_UNLEARNED = ("retain_only", "gradient_ascent", "grad_diff", "npo", "simnpo", "rmu", "idk_dpo", "task_vector")
 _RTT = {"probe": "relearn_rtt", "form": "question"}
 
 
@@ -59,7 +59,12 @@ STUDY = Study(
         "simnpo",
         "rmu",
         "idk_dpo",
+        "grad_kl",
+        "eul",
+        "kga",
         "task_vector",
+        "adapter_negation",
+        "rocr",
     ),
     controls=("original", "gold", "gold_again", "retain_only"),
     metrics={
@@ -214,8 +219,10 @@ STUDY = Study(
         "gold_again.",
         "True or false is not learned by the original at this size (it stays at chance), so that its leak is a plain "
         "difference, and it is left out of the largest.",
-        "ROCR, sampling attacks with evolved prompts, LoRA and tamper-resistant training are not among the arms; the "
-        "last two claims of the paper's list need scale.",
+        "ROCR edits all six names in one go, without a match; this model reads names below the edited layers, where the "
+        "edit does not reach (see its own study).",
+        "Sampling attacks with evolved prompts, relearning by LoRA, and tamper-resistant training need scale and are "
+        "not here.",
     ),
 )
 
@@ -246,6 +253,8 @@ def _config(settings: Settings) -> Config:
 def _model(world: FactWorld, arm: str, settings: Settings, stage: Stages) -> nn.Module:
     if arm == "gold_again":
         return gold_again(world, tuned("grad_diff")["rate"], settings.unlearning_steps, stage)
+    if arm == "rocr":
+        return redirected(world)
     return unlearned_model(world, arm, stage)
 
 
