@@ -15,6 +15,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from transfuse.errors import UserError
+from transfuse.hosts.causal_model import load_causal_model
 from transfuse.methods.unlearning.answer_training import fine_tune
 from transfuse.methods.unlearning.audited_facts import AuditedFacts
 from transfuse.methods.unlearning.latent_probes import last_states, with_hidden, without_direction
@@ -22,7 +23,7 @@ from transfuse.methods.unlearning.qa_file import QARow, write_qa
 from transfuse.methods.unlearning.relearning import relearn, rtt_lessons
 from transfuse.methods.unlearning.removal_probes import PROBES, Case, measure, wrapped_prompts
 from transfuse.methods.unlearning.removal_verdicts import compare_all, membership, neighbours, overall
-from transfuse.methods.unlearning.unlearning_open_problems import Config, audit, audit_models, load_model, make_case
+from transfuse.methods.unlearning.unlearning_open_problems import Config, audit, audit_models, make_case
 
 SMALL = Config(
     steps=3, rates=(3e-3, 1e-2), other_rates=(1e-2,), batch=4, draws=200, layers=2, benign=3,
@@ -252,6 +253,6 @@ def test_wrong_settings(changed: dict[str, Any]) -> None:
 def test_a_model_is_loaded_in_evaluation_mode_and_full_precision(world: dict[str, Any], tmp_path: Path) -> None:
     world["gold"].save_pretrained(tmp_path)
     world["tok"].save_pretrained(tmp_path)
-    model, tok = load_model(str(tmp_path), "cpu")
+    model, tok = load_causal_model(str(tmp_path), "cpu", "float32")
     assert not model.training and next(model.parameters()).dtype == torch.float32
     assert tok.get_vocab() == world["tok"].get_vocab()

@@ -57,7 +57,8 @@ class FactWorld:
     def load(self, state: Mapping[str, torch.Tensor]) -> nn.Module:
         """A model of these weights, in evaluation mode."""
         model = tiny_llama(self.tokenizer, self.settings.width, self.settings.layers)
-        model.load_state_dict(dict(state), strict=False)  # the head is tied to the embedding
+        found = model.load_state_dict(dict(state), strict=False)  # the head is tied to the embedding
+        assert not found.unexpected_keys and set(found.missing_keys) <= {"lm_head.weight"}, found
         return model.eval()
 
     def identity(self) -> dict[str, Any]:

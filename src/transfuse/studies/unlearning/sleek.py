@@ -48,7 +48,7 @@ class Settings:
         "npo",
         "idk_dpo",
         "rmu",
-        "reinforced_contrast",
+        "grad_diff",
     )  # the paper's four are not named; RMU is one
     prompts: int = 3  # questions a fact and category; the forms give no more
     warm_up: int = 2  # with narrowing and goal four turns, the longest dialogue of the training
@@ -62,7 +62,7 @@ class Settings:
 STUDY = Study(
     id="sleek",
     question="Do step-by-step questions bring back what plain questions no longer do, and what else is gone?",
-    arms=("base", "gold", "npo", "idk_dpo", "rmu", "reinforced_contrast", "unlearned"),
+    arms=("base", "gold", "npo", "idk_dpo", "rmu", "grad_diff", "unlearned"),
     controls=("base", "gold"),
     metrics={
         "leak": Metric("lower", "1", "share of questions about facts to be forgotten that were answered right"),
@@ -115,7 +115,7 @@ STUDY = Study(
                 ("npo", "NPO"),
                 ("idk_dpo", "IdkDPO"),
                 ("rmu", "RMU"),
-                ("reinforced_contrast", "reinforced contrast, the generic labels of WHP"),
+                ("grad_diff", "GradDiff"),
             )
         ),
         AtLeast(

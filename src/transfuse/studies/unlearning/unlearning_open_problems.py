@@ -219,8 +219,8 @@ STUDY = Study(
         "gold_again.",
         "True or false is not learned by the original at this size (it stays at chance), so that its leak is a plain "
         "difference, and it is left out of the largest.",
-        "ROCR edits all six names in one go, without a match; this model reads names below the edited layers, where the "
-        "edit does not reach (see its own study).",
+        "ROCR edits all six names in one go, without a match; this model reads names below the edited layers, where "
+        "the edit does not reach (see its own study).",
         "Sampling attacks with evolved prompts, relearning by LoRA, and tamper-resistant training need scale and are "
         "not here.",
     ),
