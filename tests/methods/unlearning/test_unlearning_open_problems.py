@@ -25,7 +25,7 @@ from transfuse.methods.unlearning.removal_verdicts import compare_all, membershi
 from transfuse.methods.unlearning.unlearning_open_problems import Config, audit, audit_models, load_model, make_case
 
 SMALL = Config(
-    steps=3, rates=(3e-3, 1e-2), other_rates=(1e-2,), batch=4, draws=200, layers=2, benign=3,
+    steps=3, other_steps=3, rates=(3e-3, 1e-2), other_rates=(1e-2,), batch=4, draws=200, layers=2, benign=3,
     wrappers=("{prompt}", "{examples}{prompt}", "{hint}{prompt}"), example="{prompt} {answer} . ",
 )  # fmt: skip
 

@@ -98,7 +98,8 @@ class Config:
     """What is tried, and what the attacker may spend."""
 
     probes: tuple[str, ...] = tuple(PROBES)  # all
-    steps: int = 50  # of each relearning run; the works cited recover within so few
+    steps: int = 50  # of RTT, on half of the facts; the works cited recover within so few
+    other_steps: int = 20  # of the other relearning runs, which have fewer examples
     rates: tuple[float, ...] = (1e-5, 3e-5, 1e-4)  # of RTT, the attacker's grid; for models of a billion parameters
     other_rates: tuple[float, ...] = (3e-5,)  # of the other relearning runs, the middle of the grid, for time
     batch: int = 16  # examples a step
@@ -233,7 +234,7 @@ def audit(
     original: Annotated[str | None, "the model before unlearning"] = None,
     holdout: Annotated[Path | None, "JSONL of facts that no model was taught, for the membership trace"] = None,
     probes: Annotated[list[str] | None, "which to run; all by default"] = None,
-    steps: Annotated[int, "training steps of each relearning run"] = Config.steps,
+    steps: Annotated[int, "training steps of RTT, and at most of each other relearning run"] = Config.steps,
     rates: Annotated[list[float] | None, "rates that relearning tries; 1e-5, 3e-5 and 1e-4 by default"] = None,
     chat: Annotated[bool, "put prompts into the tokenizer's chat template"] = False,
     device: Annotated[Literal["auto", "cpu", "cuda"], "where the models run"] = "auto",
@@ -248,7 +249,7 @@ def audit(
     chosen: dict[str, Any] = {"probes": tuple(probes)} if probes else {}
     if rates:
         chosen |= {"rates": tuple(rates), "other_rates": (sorted(rates)[len(rates) // 2],)}
-    config = Config(steps=steps, seed=seed, **chosen)
+    config = Config(steps=steps, other_steps=min(steps, Config.other_steps), seed=seed, **chosen)
     sets = [read_qa(path) if path is not None else [] for path in (forget, retain, holdout)]
     check_sets(sets[0], sets[1])
     unlearned, tokenizer = load_model(model, device)
