@@ -17,11 +17,31 @@ import torch
 from torch import Tensor, nn
 
 from transfuse.data.fact_forms import HELD_OUT, Item
+from transfuse.methods.unlearning import (
+    adapter_composition,
+    eul_adapters,
+    grad_diff,
+    grad_kl,
+    gradient_ascent,
+    idk_dpo,
+    in_context,
+    kga,
+    npo,
+    reinforced_contrast,
+    rmu,
+    simnpo,
+    task_vector,
+)
 from transfuse.methods.unlearning.answer_tokens import EncodedAnswer
 from transfuse.methods.unlearning.unlearning_methods import METHODS, make_config, unlearn
 from transfuse.studies.unlearning.fact_world import FactWorld
 from transfuse.study.stage import Stages
 
+# Methods are called by name. They are imported here so that a change of one makes stages and cells stale.
+CODE = (
+    adapter_composition, eul_adapters, grad_diff, grad_kl, gradient_ascent, idk_dpo, in_context, kga, npo,
+    reinforced_contrast, rmu, simnpo, task_vector,
+)  # fmt: skip
 TOLERANCE = 0.05  # share of questions to forget that may be answered beyond the gold model's
 # Steps of the gradient methods go on after the match, to see what becomes of a model that is not stopped in time.
 GOES_ON = ("gradient_ascent", "grad_diff", "grad_kl", "npo", "npo_alone", "simnpo", "idk_dpo", "rmu", "retain_only")
@@ -36,13 +56,16 @@ TUNED: Mapping[str, Mapping[str, Any]] = {
     "grad_diff": {"rate": 1e-3},
     "grad_kl": {"rate": 1e-3},
     "npo": {"rate": 1e-3},
+    "npo_alone": {"rate": 3e-4},
     "simnpo": {"rate": 1e-2},
     "idk_dpo": {"rate": 1e-2},
     "rmu": {"rate": 3e-3},
     "eul": {"rate": 1e-2},
     # Small models that are as sure of what they were taught as the base is: else the gap is closed from the start.
-    "kga": {"small_steps": 150, "small_rate": 3e-3},
+    "kga": {"rate": 1e-2, "small_steps": 150, "small_rate": 3e-3},
     "task_vector": {"rate": 1e-2},
+    "adapter_negation": {"rate": 3e-2},
+    "reinforced_contrast": {"rate": 3e-3},
 }
 
 
