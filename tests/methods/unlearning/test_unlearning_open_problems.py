@@ -22,7 +22,7 @@ from transfuse.methods.unlearning.qa_file import QARow, write_qa
 from transfuse.methods.unlearning.relearning import relearn, rtt_lessons
 from transfuse.methods.unlearning.removal_probes import PROBES, Case, measure, wrapped_prompts
 from transfuse.methods.unlearning.removal_verdicts import compare_all, membership, neighbours, overall
-from transfuse.methods.unlearning.unlearning_open_problems import Config, audit, audit_models, load_model, make_case
+from transfuse.methods.unlearning.unlearning_open_problems import Config, audit, audit_models, make_case
 
 SMALL = Config(
     steps=3, other_steps=3, rates=(3e-3, 1e-2), other_rates=(1e-2,), batch=4, draws=200, layers=2, benign=3,
@@ -204,7 +204,7 @@ def test_works_in_host(world: dict[str, Any], tmp_path: Path, capsys: pytest.Cap
     ("wrong", "expected"),
     [
         ("no folder", "model folder"),
-        ("not a model", "config.json"),
+        ("not a model", "model folder"),
         ("no tokenizer", "tokenizer"),
         ("missing file", "JSONL"),
         ("empty file", "no questions"),
@@ -247,11 +247,3 @@ def test_wrong_input_is_one_line(world: dict[str, Any], tmp_path: Path, wrong: s
 def test_wrong_settings(changed: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         Config(**changed)
-
-
-def test_a_model_is_loaded_in_evaluation_mode_and_full_precision(world: dict[str, Any], tmp_path: Path) -> None:
-    world["gold"].save_pretrained(tmp_path)
-    world["tok"].save_pretrained(tmp_path)
-    model, tok = load_model(str(tmp_path), "cpu")
-    assert not model.training and next(model.parameters()).dtype == torch.float32
-    assert tok.get_vocab() == world["tok"].get_vocab()

@@ -149,7 +149,7 @@ def figures(model: Any, tokenizer: Any, sets: Sets) -> dict[str, float]:
 
 
 def _audited(
-    folder: Path, original: str, forget: Path, retain: Path, gold: str | None, seed: int, device: Any, chat: bool
+    folder: Path, original: str, forget: Path, retain: Path, gold: str | None, seed: int, device: str, chat: bool
 ) -> AuditReport:
     from transfuse.methods.unlearning.unlearning_open_problems import audit
 

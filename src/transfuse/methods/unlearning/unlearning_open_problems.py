@@ -27,13 +27,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from torch import nn
 
 from transfuse.audit import AuditReport
 from transfuse.card import Card
 from transfuse.errors import UserError, did_you_mean
+from transfuse.hosts.causal_model import load_causal_model
 from transfuse.methods.unlearning.answer_tokens import EncodedAnswer
 from transfuse.methods.unlearning.audited_facts import AuditedFacts, check_sets
 from transfuse.methods.unlearning.latent_probes import last_states
@@ -237,7 +238,7 @@ def audit(
     steps: Annotated[int, "training steps of RTT, and at most of each other relearning run"] = Config.steps,
     rates: Annotated[list[float] | None, "rates that relearning tries; 1e-5, 3e-5 and 1e-4 by default"] = None,
     chat: Annotated[bool, "put prompts into the tokenizer's chat template"] = False,
-    device: Annotated[Literal["auto", "cpu", "cuda"], "where the models run"] = "auto",
+    device: Annotated[str, "where the models run: cpu or cuda"] = "cpu",
     quiet: Annotated[bool, "say nothing while it works"] = False,
     seed: Annotated[int, "of splits, batches, noise and bootstrap"] = Config.seed,
 ) -> AuditReport:
@@ -252,10 +253,10 @@ def audit(
     config = Config(steps=steps, other_steps=min(steps, Config.other_steps), seed=seed, **chosen)
     sets = [read_qa(path) if path is not None else [] for path in (forget, retain, holdout)]
     check_sets(sets[0], sets[1])
-    unlearned, tokenizer = load_model(model, device)
+    unlearned, tokenizer = load_causal_model(model, device, dtype="float32")
     others = {}
     for role, name in (("original", original), ("gold", gold)):
-        others[role], own = load_model(name, device) if name is not None else (None, None)
+        others[role], own = load_causal_model(name, device, dtype="float32") if name is not None else (None, None)
         if own is not None and own.get_vocab() != tokenizer.get_vocab():
             raise UserError(f"the tokenizer of {name!r} is not that of {model!r}", "models with one vocabulary")
 
@@ -266,29 +267,3 @@ def audit(
         others["original"], unlearned, others["gold"], tokenizer=tokenizer, forget=sets[0], retain=sets[1],
         holdout=sets[2], config=config, chat=chat, subject=str(model), on_probe=None if quiet else tell,
     )  # fmt: skip
-
-
-def load_model(name: str, device: Literal["auto", "cpu", "cuda"] = "auto") -> tuple[Any, Any]:
-    """A causal language model in float32 with its tokenizer, from a folder or a hub name.
-
-    Raises:
-        UserError: there is none, its weights are a pickle, it needs code of its own, or it has no tokenizer.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from transfuse.hosts.model_folder import SAFELY, loading
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda, and no GPU was found", "cpu or auto")
-    if (folder := Path(name)).exists() and not (folder / "config.json").is_file():
-        raise UserError(f"{name!r} is no model folder: it has no config.json", "a folder that save_pretrained wrote")
-    if folder.is_dir() and not any(folder.glob("tokenizer*")) and not any(folder.glob("vocab*")):
-        raise UserError(
-            f"{name!r} has no tokenizer", "one beside the weights", "tokenizer.save_pretrained into that folder"
-        )  # fmt: skip
-    with loading(name):
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **SAFELY)
-    where = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
-    return model.to(where).eval(), tokenizer
