@@ -50,7 +50,7 @@ def test_own_tests_and_bench_are_there(entry: Entry) -> None:
 
 
 # Cells that are still to be run; a scale that is there must leave this list.
-PENDING: set[tuple[str, str]] = set()
+PENDING: set[tuple[str, str]] = {("unlearning_open_problems", "small"), ("unlearning_open_problems", "public")}
 
 
 @pytest.mark.parametrize("scale", ["small", "public"])
