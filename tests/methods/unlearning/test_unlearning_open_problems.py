@@ -15,7 +15,6 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from transfuse.errors import UserError
-from transfuse.hosts.causal_model import load_causal_model
 from transfuse.methods.unlearning.answer_training import fine_tune
 from transfuse.methods.unlearning.audited_facts import AuditedFacts
 from transfuse.methods.unlearning.latent_probes import last_states, with_hidden, without_direction
@@ -26,7 +25,7 @@ from transfuse.methods.unlearning.removal_verdicts import compare_all, membershi
 from transfuse.methods.unlearning.unlearning_open_problems import Config, audit, audit_models, make_case
 
 SMALL = Config(
-    steps=3, rates=(3e-3, 1e-2), other_rates=(1e-2,), batch=4, draws=200, layers=2, benign=3,
+    steps=3, other_steps=3, rates=(3e-3, 1e-2), other_rates=(1e-2,), batch=4, draws=200, layers=2, benign=3,
     wrappers=("{prompt}", "{examples}{prompt}", "{hint}{prompt}"), example="{prompt} {answer} . ",
 )  # fmt: skip
 
@@ -205,7 +204,7 @@ def test_works_in_host(world: dict[str, Any], tmp_path: Path, capsys: pytest.Cap
     ("wrong", "expected"),
     [
         ("no folder", "model folder"),
-        ("not a model", "config.json"),
+        ("not a model", "model folder"),
         ("no tokenizer", "tokenizer"),
         ("missing file", "JSONL"),
         ("empty file", "no questions"),
@@ -248,11 +247,3 @@ def test_wrong_input_is_one_line(world: dict[str, Any], tmp_path: Path, wrong: s
 def test_wrong_settings(changed: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         Config(**changed)
-
-
-def test_a_model_is_loaded_in_evaluation_mode_and_full_precision(world: dict[str, Any], tmp_path: Path) -> None:
-    world["gold"].save_pretrained(tmp_path)
-    world["tok"].save_pretrained(tmp_path)
-    model, tok = load_causal_model(str(tmp_path), "cpu", "float32")
-    assert not model.training and next(model.parameters()).dtype == torch.float32
-    assert tok.get_vocab() == world["tok"].get_vocab()

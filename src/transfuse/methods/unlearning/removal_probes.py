@@ -211,10 +211,9 @@ def run_sampling(model: nn.Module, case: Case, config: Config, base: np.ndarray)
     return Arms({f"{config.samples} samples": expected_leak(probability, config.samples)})
 
 
-def _relearning(model: nn.Module, case: Case, config: Config, lessons: Any, rates: Sequence[float]) -> Arms:
-    found = relearn(
-        model, case.facts, lessons, steps=config.steps, rates=rates, batch=config.batch, seed=config.seed
-    )  # fmt: skip
+def _relearning(model: nn.Module, case: Case, config: Config, lessons: Any, rtt: bool = False) -> Arms:
+    steps, rates = (config.steps, config.rates) if rtt else (config.other_steps, config.other_rates)
+    found = relearn(model, case.facts, lessons, steps=steps, rates=rates, batch=config.batch, seed=config.seed)
     return Arms({"trained": found.at_best()}, curve=found)
 
 
@@ -224,7 +223,7 @@ def run_rtt(model: nn.Module, case: Case, config: Config, base: np.ndarray) -> A
     if count < config.folds:
         raise NotPossibleError(f"{count} facts to forget cannot be split into {config.folds} parts")
     lessons = lessons_of(case.facts, rtt_lessons(count, config.folds, config.seed))
-    return _relearning(model, case, config, lessons, config.rates)
+    return _relearning(model, case, config, lessons, rtt=True)
 
 
 def run_direct(model: nn.Module, case: Case, config: Config, base: np.ndarray) -> Arms:
@@ -232,21 +231,21 @@ def run_direct(model: nn.Module, case: Case, config: Config, base: np.ndarray) -
     if len(case.facts) < 2:
         raise NotPossibleError("one fact to forget leaves none to test")
     lesson = direct_lesson(len(case.facts), config.direct_share, config.seed)
-    return _relearning(model, case, config, lessons_of(case.facts, [lesson]), config.other_rates)
+    return _relearning(model, case, config, lessons_of(case.facts, [lesson]))
 
 
 def run_adjacent(model: nn.Module, case: Case, config: Config, base: np.ndarray) -> Arms:
     """Train on the kept facts nearest to those forgotten."""
     nearest = np.flatnonzero(case.near == case.near.max())
     items = [item for index in nearest for item in case.kept.taught(int(index))]
-    return _relearning(model, case, config, on_others(case.facts, items), config.other_rates)
+    return _relearning(model, case, config, on_others(case.facts, items))
 
 
 def run_benign(model: nn.Module, case: Case, config: Config, base: np.ndarray) -> Arms:
     """Train on a few examples that have nothing to do with the facts."""
     if not case.benign:
         raise NotPossibleError("no benign examples given")
-    return _relearning(model, case, config, on_others(case.facts, case.benign[: config.benign]), config.other_rates)
+    return _relearning(model, case, config, on_others(case.facts, case.benign[: config.benign]))
 
 
 def _reweighted(model: nn.Module, case: Case, states: Mapping[str, Callable[[], Mapping[str, Tensor]]]) -> Arms:
@@ -354,7 +353,7 @@ def _states(model: nn.Module, facts: AuditedFacts) -> Tensor:
 
 
 def _train_budget(facts: Callable[[Config, Case], str]) -> Callable[[Config, Case], str]:
-    return lambda config, case: f"{facts(config, case)}, {config.steps} steps of {config.batch}"
+    return lambda config, case: f"{facts(config, case)}, {config.other_steps} steps of {config.batch}"
 
 
 PROBES: Mapping[str, Probe] = {
@@ -371,7 +370,8 @@ PROBES: Mapping[str, Probe] = {
     ),
     "relearn_rtt": Probe(
         "relearning: independent other facts", "fine-tuning", run_rtt, True,
-        _train_budget(lambda c, case: f"{c.folds - 1} of {c.folds} parts of the facts, {len(c.rates)} rates"),
+        lambda c, case: f"{c.folds - 1} of {c.folds} parts of the facts, {c.steps} steps of {c.batch}, "
+        f"{len(c.rates)} rates",
     ),
     "relearn_adjacent": Probe(
         "relearning: nearest kept facts", "fine-tuning", run_adjacent, True,

@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from transfuse.methods.unlearning.fake_quantisation import rounded_away
-from transfuse.methods.unlearning.removal_probes import Case, Measured, measure
+from transfuse.methods.unlearning.removal_probes import TWO_HOP, Case, Measured, measure
 from transfuse.methods.unlearning.removal_verdicts import ProbeResult, compare, compare_all, membership, neighbours
 from transfuse.methods.unlearning.unlearning_open_problems import Config
 from transfuse.studies.unlearning.audited_world import EXAMPLE, WRAPPERS, at_rate, gold_again, make_world_case
@@ -37,8 +37,9 @@ class Settings:
 
     source: str = "geonames"  # "json" needs the data folder
     epochs: int = WorldSettings.epochs  # of base and gold
-    subjects: int = WorldSettings.subjects
-    steps: int = 20  # of relearning, about six passes over what RTT trains on; for time
+    subjects: int = WorldSettings.subjects  # countries that the base knows, as in all studies of the family
+    steps: int = 50  # of RTT: fifteen passes over what it trains on
+    other_steps: int = 20  # of the other relearning runs: ten passes or more
     rates: tuple[float, ...] = (1e-3, 3e-3)  # the attacker's grid: those that unlearn this model
     factors: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0)  # of GradDiff's tuned rate, for updates of several sizes
     unlearning_steps: int = 60  # of GradDiff at its tuned rate, as in all studies of the family; more at lower ones
@@ -199,6 +200,7 @@ STUDY = Study(
             "epochs": 1,
             "subjects": 12,
             "steps": 2,
+            "other_steps": 2,
             "rates": (1e-3,),
             "factors": (1.0, 3.0),
             "most_steps": 60,
@@ -246,7 +248,8 @@ def run(settings: Settings, seed: int, streams: Streams, stage: Stages) -> Itera
 def _config(settings: Settings) -> Config:
     rates = settings.rates
     return Config(
-        steps=settings.steps, rates=rates, other_rates=(rates[len(rates) // 2],), wrappers=WRAPPERS, example=EXAMPLE
+        steps=settings.steps, other_steps=settings.other_steps, rates=rates, other_rates=(rates[len(rates) // 2],),
+        wrappers=WRAPPERS, example=EXAMPLE,
     )  # fmt: skip
 
 
@@ -269,7 +272,7 @@ def _measurements(
             yield Measurement(arm, "area", result.numbers["area"], {"probe": name})
     for form, row in zip(case.facts.forms, done.base, strict=True):
         yield Measurement(arm, "accuracy", float(np.nanmean(row)), {"form": form})
-    yield Measurement(arm, "form_gap", _form_gap(done, gold, original))
+    yield Measurement(arm, "form_gap", _form_gap(done, gold, original, case))
     yield Measurement(arm, "kept", float(done.kept.mean()))
     effects = neighbours(done, original, case, draws=1).effects
     for closeness, drop in zip(effects.bins, effects.drops, strict=True):
@@ -286,10 +289,11 @@ def _cells(name: str, result: ProbeResult) -> Mapping[str, float]:
     return result.by_form or {"two_hop" if name == "two_hop" else "question": result.found.value}
 
 
-def _form_gap(done: Measured, gold: Measured, original: Measured) -> float:
+def _form_gap(done: Measured, gold: Measured, original: Measured, case: Case) -> float:
     """Largest leak over the gold model, of forms that the original knows, minus that of the question."""
     leaks = np.nanmean(done.base, axis=1) - np.nanmean(gold.base, axis=1)
     known = np.nanmean(original.base, axis=1) - np.nanmean(gold.base, axis=1) >= 0.1
+    known[case.facts.forms.index(TWO_HOP)] = False  # a probe of its own, as in the audit
     known[0] = True
     return float(leaks[known].max() - leaks[0])
 

@@ -15,7 +15,7 @@ from transfuse.study.report.arrange import Arranged
 from transfuse.study.report.axis import WIDTH, Panel, drawing, text
 from transfuse.study.report.figures import number
 
-_LEFT, _ROW, _HEAD = 88.0, 16.0, 74.0  # room for the names of arms, height of a row, room for the names of columns
+_LEFT, _ROW, _HEAD = 88.0, 16.0, 86.0  # room for the names of arms, height of a row, room for the names of columns
 _MOST_DEEP = 0.85  # opacity of the largest value: ink on it stays legible
 
 Cells = Mapping[tuple[str, Any], float]  # arm, column -> mean over seeds
