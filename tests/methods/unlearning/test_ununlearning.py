@@ -290,6 +290,15 @@ def test_guesses_are_flagged_as_rarely_as_promised() -> None:
     assert np.mean(flagged) < 0.1
 
 
+def test_few_permitted_things_are_told_of_often_enough_for_a_threshold() -> None:
+    few = Concepts(things(6), ("thing0", "thing1", "thing2"))
+    attack = ContextLadder(few, Config(draws=1))
+    assert len(attack.benign()) >= 60  # the plain question has no draws
+    rates = attack.rate_filters(default_filters(attack), attack.ask_all(reader()))
+    assert {r.name: r.caught["definition"] for r in rates}["terms"] == 1.0
+    assert all(np.isfinite(r.threshold) for r in rates)
+
+
 def test_few_things_get_no_verdict() -> None:
     few = Concepts(things(), ("thing0", "thing1"))
     found = report(ContextLadder(few).ask_all(reader()))

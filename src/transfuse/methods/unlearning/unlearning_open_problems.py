@@ -27,7 +27,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from torch import nn
 
@@ -238,7 +238,7 @@ def audit(
     steps: Annotated[int, "training steps of RTT, and at most of each other relearning run"] = Config.steps,
     rates: Annotated[list[float] | None, "rates that relearning tries; 1e-5, 3e-5 and 1e-4 by default"] = None,
     chat: Annotated[bool, "put prompts into the tokenizer's chat template"] = False,
-    device: Annotated[str, "where the models run: cpu or cuda"] = "cpu",
+    device: Annotated[Literal["auto", "cpu", "cuda"], "where the models run: cpu or cuda"] = "auto",
     quiet: Annotated[bool, "say nothing while it works"] = False,
     seed: Annotated[int, "of splits, batches, noise and bootstrap"] = Config.seed,
 ) -> AuditReport:

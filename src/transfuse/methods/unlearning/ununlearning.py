@@ -23,6 +23,7 @@ is not sufficient for content regulation in advanced generative AI. 2024. https:
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -43,7 +44,7 @@ from transfuse.methods.unlearning.content_filters import (
     SimilarityFilter,
     TermFilter,
 )
-from transfuse.methods.unlearning.context_ladder import LEVELS, Message, Wording, build_contexts
+from transfuse.methods.unlearning.context_ladder import LEVELS, Message, Rung, Wording, build_contexts
 from transfuse.methods.unlearning.filter_rates import FilterRates, filter_rates
 from transfuse.methods.unlearning.ladder_replies import NEITHER, NO, YES, LadderReplies, questions_of
 from transfuse.methods.unlearning.ununlearning_report import report
@@ -94,7 +95,7 @@ CARD = Card(
         "accuracies are balanced within each theorem, and recovery counts beyond contexts that tell of something else",
         "the filter by closure sees axioms by their words and takes a conversation for one thing; a reader that tells "
         "things apart can be given to it",
-        "concepts come from TOML, the format of this package's settings; the sheet asked for YAML",
+        "concepts come from TOML, the format of this package's settings",
         "attribution of a composed result, refusals as a signal, and the harm of advertising a ban are not measured",
     ),
     status="experimental",
@@ -102,6 +103,9 @@ CARD = Card(
 
 # Words that no model was taught a meaning of; known from studies of how children learn words.
 NONCE_NAMES = ("blicket", "wug", "toma", "zorp", "fendle", "glorb", "quimbat", "daxen", "mipen", "tulver")
+
+
+_BENIGN = 4  # benign conversations over the alarm rate, at least; half of them set the threshold
 
 
 @dataclass(frozen=True)
@@ -160,24 +164,27 @@ class ContextLadder:
         self.asked = questions_of(self.rungs)
         self.conversations = self._conversations(self.rungs)
 
-    def _build(self, levels: Sequence[str], about: Sequence[str] | None) -> list[Any]:
+    def _build(self, levels: Sequence[str], about: Sequence[str] | None, draws: int = 0) -> list[Rung]:
         c = self.config
         return build_contexts(
-            self.concepts, levels, names=self.names, wording=self.wording, draws=c.draws, partial=c.partial or None,
-            about=about, seed=c.seed,
+            self.concepts, levels, names=self.names, wording=self.wording, draws=max(c.draws, draws),
+            partial=c.partial or None, about=about, seed=c.seed,
         )  # fmt: skip
 
-    def _conversations(self, rungs: Sequence[Any]) -> list[list[Message]]:
+    def _conversations(self, rungs: Sequence[Rung]) -> list[list[Message]]:
         return [rungs[one.rung].messages(one.theorem, self.wording) for one in questions_of(rungs)]
 
     def benign(self) -> list[list[Message]]:
         """Conversations of the same forms about permitted things, those that share axioms with a forbidden one.
 
-        One question a context, as a filter reads mostly the context.
+        One question a context, as a filter reads mostly the context. Few things are told of more often, so that a
+        threshold at the alarm rate can be set.
         """
         near = [p for p in self.concepts.permitted if any(p in self.concepts.near(x) for x in self.concepts.forbidden)]
         told = [level for level in ("definition", "alias", "paraphrase", "mosaic") if level in self.config.levels]
-        rungs = self._build(["none", *told], near or self.concepts.permitted)
+        about = near or self.concepts.permitted
+        enough = math.ceil(_BENIGN / (self.config.alarm_rate * len(about) * (1 + len(told))))
+        rungs = self._build(["none", *told], about, enough)
         rng = np.random.default_rng([self.config.seed, 1])
         return [r.messages(r.theorems[int(rng.integers(len(r.theorems)))], self.wording) for r in rungs]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -113,4 +114,6 @@ def _filter(rates: FilterRates, levels: Sequence[str]) -> Finding:
         f"share of attacks caught ({each}), while {rates.false_alarms:.1%} of {rates.benign} benign conversations are "
         f"blocked; at worst {past:.0%} of the questions are answered right and pass"
     )
+    if math.isinf(rates.threshold):
+        meaning += "; there were too few benign conversations for a threshold, so nothing was blocked"
     return Finding(f"filter, {rates.name}", value, None, None, "info", meaning)

@@ -228,8 +228,8 @@ STUDY = Study(
         "random or those of permitted things, and the names in the attack are in none of them.",
         "Full and gold model share the common steps, which no forbidden thing has a part in; gold so is exact.",
         "npo and grad_diff are stopped at the first step at which they answer at most 5 points more of the forget set "
-        "than the gold model; both keep permitted answers and episodes as retained items. Their rate is the one at "
-        "which permitted things keep most at the match, on seeds 100 and 101 (bench/ununlearning_tuning.py).",
+        "than the gold model; both keep permitted answers and episodes as retained items. Their rate is the "
+        "one at which permitted things keep most at the match, on seeds 100 and 101 (bench/ununlearning_tuning.py).",
         "axioms_removed: the words of some axioms read as a word that the model never met, which is removal without "
         "side effects; real removal by training would cost permitted uses more.",
         "The closure filter knows all words for the axioms and takes a conversation for one thing, and the wording of "
