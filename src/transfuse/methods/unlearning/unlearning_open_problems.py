@@ -238,7 +238,7 @@ def audit(
     steps: Annotated[int, "training steps of RTT, and at most of each other relearning run"] = Config.steps,
     rates: Annotated[list[float] | None, "rates that relearning tries; 1e-5, 3e-5 and 1e-4 by default"] = None,
     chat: Annotated[bool, "put prompts into the tokenizer's chat template"] = False,
-    device: Annotated[Literal["auto", "cpu", "cuda"], "where the models run: cpu or cuda"] = "auto",
+    device: Annotated[Literal["auto", "cpu", "cuda"], "where the models run"] = "auto",
     quiet: Annotated[bool, "say nothing while it works"] = False,
     seed: Annotated[int, "of splits, batches, noise and bootstrap"] = Config.seed,
 ) -> AuditReport:
