@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +38,26 @@ class MethodGroup(TyperGroup):
         self.function, self.extra, self.finish = function, extra, finish
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [entry.id for entry in methods_with(self.function)]
+        entries = methods_with(self.function)
+        return [name for entry in entries for name in (entry.id, *other_names(entry, self.function))]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if (entry := load_registry().entries.get(name)) is None or not defines(entry, self.function):
-            return None
-        return self._command(entry)
+        entries = load_registry().entries
+        if name in entries and defines(entries[name], self.function):
+            return self._command(entries[name], name, {})
+        for entry in methods_with(self.function):
+            if name in (others := other_names(entry, self.function)):
+                return self._command(entry, name, others[name])
+        return None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = click.utils.make_str(args[0])
-        if not name.startswith("-"):
+        if not name.startswith("-") and name not in self.list_commands(ctx):
+            close = did_you_mean(name, self.list_commands(ctx))
+            if close and name not in load_registry().entries:
+                raise UserError(f"unknown method {name!r}", fix=close)
             entry = load_registry()[name]  # a clear error for an unknown id
             if not defines(entry, self.function):
                 known = [found.id for found in methods_with(self.function)]
@@ -74,7 +82,7 @@ class MethodGroup(TyperGroup):
         else:
             typer.echo(f"no installed method has an {self.function}")
 
-    def _command(self, entry: Entry) -> click.Command:
+    def _command(self, entry: Entry, name: str, fixed: Mapping[str, Any]) -> click.Command:
         function = declared(entry.path, self.function) or getattr(import_method(entry), self.function)
         try:
             options = options_of(function)
@@ -83,6 +91,7 @@ class MethodGroup(TyperGroup):
                 f"{self.function} of {entry.id!r} takes a Python object ({error})",
                 fix=f"use it from Python: from {entry.module} import {self.function}",
             ) from None
+        options = [option for option in options if option.name not in fixed]
         own = {option.name for option in options}
         extra = [option for option in self.extra if option.name not in own]
 
@@ -90,13 +99,13 @@ class MethodGroup(TyperGroup):
             _check_out(values.get("out"))
             ours = {option.name or "": values.pop(option.name or "") for option in extra}
             try:
-                result = getattr(import_method(entry), self.function)(**values)
+                result = getattr(import_method(entry), self.function)(**values, **fixed)
             except RecursionError:  # of a JSON reader; the method itself walks no trees
                 raise UserError(f"a file for {self.function} {entry.id} is nested too deeply", "plain rows") from None
             self.finish(entry.id, result, ours)
 
         return click.Command(
-            entry.id, callback=call, params=[*options, *extra], help=inspect.getdoc(function),
+            name, callback=call, params=[*options, *extra], help=inspect.getdoc(function),
             context_settings={"max_content_width": 110},
         )  # fmt: skip
 
@@ -133,8 +142,22 @@ def defines(entry: Entry, function: str) -> bool:
     return False
 
 
+def other_names(entry: Entry, function: str) -> dict[str, dict[str, Any]]:
+    """Further names of a method's command, each with the options that it fixes.
+
+    They are the literal ``APPLY_AS`` or ``AUDIT_AS`` of the method's module, such as ``{"npo": {"method": "npo"}}``.
+    """
+    wanted = f"{function.upper()}_AS"
+    for node in ast.parse(entry.path.read_text(encoding="utf-8")).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(target, ast.Name) and target.id == wanted for target in targets):
+            return dict(ast.literal_eval(getattr(node, "value", ast.Dict([], []))))
+    return {}
+
+
 def what_it_does(entry: Entry, function: str) -> str:
-    """The first paragraph of the function's docstring, else the summary of the card."""
+    """The first paragraph of the function's docstring, else the summary of the card, and its other names."""
     found = declared(entry.path, function)
     text = (inspect.getdoc(found) if found else None) or entry.card.summary
-    return " ".join(text.partition("\n\n")[0].split())
+    others = ", ".join(other_names(entry, function))
+    return " ".join(text.partition("\n\n")[0].split()) + (f" Also as: {others}." if others else "")

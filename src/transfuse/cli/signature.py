@@ -87,19 +87,24 @@ def _literal_defaults(node: ast.ClassDef) -> Iterator[tuple[str, Any]]:
                 yield item.target.id, ast.literal_eval(item.value)
 
 
-def options_of(function: Callable[..., Any]) -> list[click.Option]:
-    """One option for each parameter; those with a default that no shell can give are left to it.
+ARGUMENT = "argument"  # a second note in Annotated[type, "what it is", "argument"]: given by position, without a flag
+
+
+def options_of(function: Callable[..., Any]) -> list[click.Parameter]:
+    """One option for each parameter, an argument for each marked as one; a default that no shell can give is left.
 
     Raises:
         NotPlainError: a parameter without default takes a Python object.
     """
-    options = []
+    options: list[click.Parameter] = []
     for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         annotation, text = _described(parameter.annotation)
         shape = shape_of(annotation)
-        if shape is not None:
+        if shape is not None and ARGUMENT in getattr(parameter.annotation, "__metadata__", ()):
+            options.append(click.Argument([name], type=shape.kind, required=parameter.default is parameter.empty))
+        elif shape is not None:
             options.append(_option(name, shape, parameter.default, text))
         elif parameter.default is parameter.empty:
             raise NotPlainError(name)

@@ -124,7 +124,9 @@ def test_losses_in_float64_equal_the_formula_to_twelve_digits() -> None:
     brute = [2 / 0.1 * np.log1p(np.exp(0.1 * (a - b))) for a, b in zip(s.tolist(), s_0.tolist(), strict=True)]
     np.testing.assert_allclose(npo.npo_values(s, s_0, 0.1), brute, rtol=1e-12)
     brute = [-2 / 2.5 * np.log(1 / (1 + np.exp(-2.5 * x))) for x in (0.2, 3.0)]
-    np.testing.assert_allclose(simnpo.simnpo_values(torch.tensor([0.2, 3.0], dtype=torch.float64), 2.5), brute, rtol=1e-12)
+    np.testing.assert_allclose(
+        simnpo.simnpo_values(torch.tensor([0.2, 3.0], dtype=torch.float64), 2.5), brute, rtol=1e-12
+    )
     zero = torch.zeros(2).double()
     brute = [-2 / 0.1 * np.log(1 / (1 + np.exp(-0.1 * (a - b)))) for a, b in ((-1.0, -4.0), (2.0, 0.5))]
     got = idk_dpo.dpo_values(torch.tensor([-1.0, 2.0]).double(), zero, torch.tensor([-4.0, 0.5]).double(), zero, 0.1)
@@ -192,7 +194,9 @@ def test_divergence_is_of_probabilities_at_answers_and_from_the_first_model() ->
     _, values = objective.values(model, [0], KEPT)
     assert len(values) == sum(len(RETAIN[i].ids) - RETAIN[i].start for i in KEPT)
     assert float(values.detach().min()) >= -1e-6
-    assert values.detach().mean().item() == pytest.approx(mean_kl(first, model, [RETAIN[i] for i in KEPT]).item(), rel=1e-4)
+    assert values.detach().mean().item() == pytest.approx(
+        mean_kl(first, model, [RETAIN[i] for i in KEPT]).item(), rel=1e-4
+    )
     assert abs(values.detach().mean().item() - mean_kl(model, first, [RETAIN[i] for i in KEPT]).item()) > 1e-2
 
 

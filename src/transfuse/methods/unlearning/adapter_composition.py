@@ -243,7 +243,8 @@ def new_adapter(model: nn.Module, kind: Kind, rank: int, alpha: int, modules: st
         if kind == "lora"
         else IA3Config(task_type="CAUSAL_LM")
     )
-    return get_peft_model(model, config, adapter_name=name)
+    # PEFT's wrapper is made in training mode, whatever the model's.
+    return get_peft_model(model, config, adapter_name=name).train(model.training)
 
 
 def unlearn_adapter_negation(

@@ -173,6 +173,8 @@ def input_grams(
 
 def _products(layer: Any, x: Tensor) -> Tensor:
     """What fusion needs to know of the inputs (tokens, in) of a layer, in float64: differences of sums are inverted."""
+    if not x.is_floating_point():
+        raise UserError("an adapter on an embedding", "adapters on linear layers, which have inputs to regress on")
     if getattr(layer, "is_feedforward", True):
         return x.double().T @ x.double()
     return layer.get_base_layer()(x).double().square().sum(0)

@@ -195,7 +195,9 @@ class Objective:
         return total + self.config.alpha * kept.sum() / sizes[1] if len(kept) else total
 
 
-def unlearn_by_gradient(objective: Objective, model: nn.Module, *, seed: int, on_step: OnStep | None = None) -> nn.Module:
+def unlearn_by_gradient(
+    objective: Objective, model: nn.Module, *, seed: int, on_step: OnStep | None = None
+) -> nn.Module:
     """Minimise an objective by AdamW at a constant rate, in place.
 
     Args:

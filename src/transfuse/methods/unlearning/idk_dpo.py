@@ -1,8 +1,8 @@
 """Unlearn by preferring a refusal to the answer that is to be forgotten.
 
 Direct preference optimisation with a refusal as the chosen and the true answer as the rejected one:
-L = -(2 / b) log sigmoid(b [(s - s_0)(refusal) - (s - s_0)(answer)]). Each item has a refusal of its own, drawn once from
-a list, so that its reference can be kept as a number.
+L = -(2 / b) log sigmoid(b [(s - s_0)(refusal) - (s - s_0)(answer)]). Each item has a refusal of its own, drawn once
+from a list, so that its reference can be kept as a number.
 
 >>> import torch
 >>> zero = torch.zeros(1)

@@ -1,8 +1,8 @@
 """Unlearn by preference against the answers to forget, which lets go of an item once it is forgotten.
 
 L = (2 / b) log(1 + (p / p_0)^b) for the whole answer's probability p, and p_0 that of the first model. Its gradient is
-that of gradient ascent times 2 r / (1 + r), r = (p / p_0)^b, which vanishes as p falls: no item pushes for ever, and the
-loss has a bound. b -> 0 gives gradient ascent.
+that of gradient ascent times 2 r / (1 + r), r = (p / p_0)^b, which vanishes as p falls: no item pushes for ever, and
+the loss has a bound. b -> 0 gives gradient ascent.
 
 log p_0 is one number an item. It is taken once, before the first step, and no second model is kept.
 

@@ -36,7 +36,7 @@ from transfuse.methods.unlearning.gradient_objective import GradientConfig, Obje
 
 @dataclass(frozen=True)
 class Config(GradientConfig):
-    """RMU; the defaults are OpenUnlearning's, the official code has c = 6.5, alpha = 1200 and three down-projections."""
+    """RMU; defaults are OpenUnlearning's, the official code has c = 6.5, alpha = 1200 and three down-projections."""
 
     layer: int | None = None  # block whose output is steered, from 0; None is the one at 7 / 32 of the depth
     c: float = 2.0  # length of the target

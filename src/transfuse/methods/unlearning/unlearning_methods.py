@@ -15,9 +15,12 @@ https://arxiv.org/abs/2311.15766
 from __future__ import annotations
 
 import importlib
+import types
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 from transfuse.card import Card
 from transfuse.errors import UserError, did_you_mean
@@ -31,8 +34,8 @@ if TYPE_CHECKING:
 CARD = Card(
     id="unlearning_methods",
     title="Knowledge Unlearning for LLMs: Tasks, Methods, and Challenges",
-    summary="Takes given answers out of a causal language model by any of thirteen published methods, and measures what "
-    "is forgotten and what is lost beside it.",
+    summary="Takes given answers out of a causal language model by any of thirteen published methods, and measures "
+    "what is forgotten and what is lost beside it.",
     authors="Nianwen Si, Hao Zhang, Heyu Chang, Wenlin Zhang, Dan Qu, Weiqiang Zhang",
     year=2023,
     venue="arXiv",
@@ -50,8 +53,8 @@ CARD = Card(
     extra="unlearning",
     requires=("torch", "transformers", "accelerate", "peft"),
     differs=(
-        "Terms are means over the whole accumulated batch, over labelled tokens or items; published code takes means of "
-        "parts, and divergences over prompts and padding.",
+        "Terms are means over the whole accumulated batch, over labelled tokens or items; published code takes means "
+        "of parts, and divergences over prompts and padding.",
         "References are kept as one number an item, or as last hidden states with a copy of the head; there is no "
         "second model.",
         "EUL and adapter composition use PEFT's LoRA and (IA)^3 instead of adapter-transformers' bottlenecks.",
@@ -75,6 +78,20 @@ METHODS: Mapping[str, tuple[str, str]] = {
     "adapter_negation": ("adapter_composition", "unlearn_adapter_negation"),
     "reinforced_contrast": ("reinforced_contrast", "unlearn_reinforced_contrast"),
     "icul": ("in_context", "unlearn_icul"),
+}
+
+# Commands besides `transfuse apply unlearning_methods --method ...`
+APPLY_AS = {
+    "gradient_ascent": {"method": "gradient_ascent"},
+    "grad_diff": {"method": "grad_diff"},
+    "grad_kl": {"method": "grad_kl"},
+    "npo": {"method": "npo"},
+    "simnpo": {"method": "simnpo"},
+    "idk_dpo": {"method": "idk_dpo"},
+    "rmu": {"method": "rmu"},
+    "eul": {"method": "eul"},
+    "task_vector": {"method": "task_vector"},
+    "adapter_negation": {"method": "adapter_negation"},
 }
 
 
@@ -141,3 +158,67 @@ def unlearn(
     procedure = getattr(importlib.import_module(_module(method)), METHODS[method][1])
     result: nn.Module = procedure(model, tokenizer, forget, retain, config, seed=seed, on_step=on_step, **extra)
     return result
+
+
+def apply(
+    model: Annotated[str, "model folder or hub name", "argument"],
+    forget: Annotated[Path, "JSONL of questions and answers to forget"],
+    retain: Annotated[Path, "JSONL of questions and answers to keep"],
+    out: Annotated[Path, "folder to write: model, tokenizer and model card"],
+    method: Annotated[str, "which method; see transfuse show unlearning_methods"] = Config.method,
+    rate: Annotated[float | None, "learning rate; the method's own by default, small models need more"] = None,
+    steps: Annotated[int | None, "optimiser steps at most"] = None,
+    batch: Annotated[int | None, "items of each set a step"] = None,
+    set_: Annotated[tuple[str, ...], "a further setting of the method, as beta=0.2; may be given several times"] = (),
+    until: Annotated[float | None, "stop when no more than this share of the answers to forget is left"] = None,
+    audit: Annotated[bool, "audit the result; its findings go into the model card"] = True,
+    gold: Annotated[str | None, "a model that never saw the forget set, for the audit"] = None,
+    chat: Annotated[bool, "ask in the tokenizer's chat template"] = False,
+    device: Annotated[str, "cpu, or cuda where there is a GPU"] = "cpu",
+    seed: Annotated[int, "of batches and first weights"] = 0,
+) -> Path:
+    """Make a language model forget answers, and write the new checkpoint with a model card that carries the audit.
+
+    MODEL is a folder that `save_pretrained` wrote, or a hub name. Each line of the files is an object with "question"
+    and "answer"; "paraphrases", a list of other wordings of the question, are used too.
+    """
+    from transfuse.methods.unlearning.unlearning_checkpoint import unlearn_checkpoint
+
+    given = {"rate": rate, "steps": steps, "batch": batch}
+    options = {name: value for name, value in given.items() if value is not None} | read_options(method, set_)
+    return unlearn_checkpoint(
+        model, forget, retain, out, method=method, options=options, until=until, seed=seed, device=device, chat=chat,
+        audit=audit, gold=gold,
+    )  # fmt: skip
+
+
+def read_options(method: str, texts: Sequence[str]) -> dict[str, Any]:
+    """Settings given as "name=value", in the types that the method's settings have.
+
+    Raises:
+        UserError: no "=", an unknown setting, or a value of another type.
+    """
+    kind = importlib.import_module(_module(method)).Config
+    hints = typing.get_type_hints(kind)
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or name not in hints:
+            known = [field.name for field in fields(kind)]
+            hint = did_you_mean(name, known) or f"one of {', '.join(known)}"
+            raise UserError(f"--set {text!r}", f"a setting of {method} as name=value", hint)
+        found[name] = _value(text, hints[name], value)
+    return found
+
+
+def _value(text: str, hint: Any, value: str) -> Any:
+    kinds = [kind for kind in typing.get_args(hint) if kind in (int, float, str)] if _is_union(hint) else [hint]
+    kind = kinds[0] if kinds and kinds[0] in (int, float) else str
+    try:
+        return kind(value)
+    except ValueError:
+        raise UserError(f"--set {text!r}", f"a value of type {kind.__name__}") from None
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)

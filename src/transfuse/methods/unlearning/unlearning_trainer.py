@@ -76,12 +76,13 @@ class UnlearningTrainer(Trainer):
         super().__init__(
             model, args, train_dataset=_Positions(len(objective.forget)), data_collator=_collate, **kwargs
         )  # fmt: skip
-        self.objective = objective
+        self.objective: Objective = objective
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; the reference is taken from the model as it was given, before any checkpoint is loaded into it."""
-        self._move_model_to_device(self.model, self.args.device)
-        self.objective.keep_reference(self.model)
+        model: Any = self.model
+        self._move_model_to_device(model, self.args.device)
+        self.objective.keep_reference(model)
         return super().train(*args, **kwargs)
 
     def get_batch_samples(
@@ -101,7 +102,7 @@ class UnlearningTrainer(Trainer):
             part["retain"] = torch.tensor(retain, dtype=torch.long, device=part["forget"].device)
             sizes += torch.tensor(self.objective.sizes(forget, retain), device=device)
         if processes > 1:
-            sizes = self.accelerator.gather(sizes[None]).sum(0)  # type: ignore[no-untyped-call]
+            sizes = self.accelerator.gather(sizes[None]).sum(0)
         return parts, sizes
 
     def _retained(self, count: int, batch: int) -> list[int]:
@@ -113,10 +114,10 @@ class UnlearningTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:  # fmt: skip
         """The objective of one part, over the values of the whole batch, so that parts add up to it."""
-        sizes = None
+        sizes: tuple[int, int] | None = None
         if isinstance(num_items_in_batch, Tensor) and num_items_in_batch.numel() == 2:
-            sizes = tuple(num_items_in_batch.tolist())
-        loss = self.objective.loss(model, inputs["forget"].tolist(), inputs["retain"].tolist(), sizes)  # type: ignore[arg-type]
+            sizes = (int(num_items_in_batch[0]), int(num_items_in_batch[1]))
+        loss = self.objective.loss(model, inputs["forget"].tolist(), inputs["retain"].tolist(), sizes)
         loss = loss * (self.args.world_size if sizes is not None else 1)  # gradients are averaged over processes
         return (loss, {}) if return_outputs else loss
 

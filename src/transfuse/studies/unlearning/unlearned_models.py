@@ -17,16 +17,56 @@ import torch
 from torch import Tensor, nn
 
 from transfuse.data.fact_forms import HELD_OUT, Item
+from transfuse.methods.unlearning import (
+    adapter_composition,
+    eul_adapters,
+    grad_diff,
+    grad_kl,
+    gradient_ascent,
+    idk_dpo,
+    in_context,
+    kga,
+    npo,
+    reinforced_contrast,
+    rmu,
+    simnpo,
+    task_vector,
+)
 from transfuse.methods.unlearning.answer_tokens import EncodedAnswer
 from transfuse.methods.unlearning.unlearning_methods import METHODS, make_config, unlearn
 from transfuse.studies.unlearning.fact_world import FactWorld
 from transfuse.study.stage import Stages
 
+# Methods are called by name. They are imported here so that a change of one makes stages and cells stale.
+CODE = (
+    adapter_composition, eul_adapters, grad_diff, grad_kl, gradient_ascent, idk_dpo, in_context, kga, npo,
+    reinforced_contrast, rmu, simnpo, task_vector,
+)  # fmt: skip
 TOLERANCE = 0.05  # share of questions to forget that may be answered beyond the gold model's
 # Steps of the gradient methods go on after the match, to see what becomes of a model that is not stopped in time.
-GOES_ON = ("gradient_ascent", "grad_diff", "grad_kl", "npo", "simnpo", "idk_dpo", "rmu", "retain_only")
+GOES_ON = ("gradient_ascent", "grad_diff", "grad_kl", "npo", "npo_alone", "simnpo", "idk_dpo", "rmu", "retain_only")
+# Arms that are a method with other settings. "retain_only" is the control that trains as much without a forget term.
+VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "retain_only": ("grad_diff", {"gamma": 0.0}),
+    "npo_alone": ("npo", {"retain": "none", "alpha": 0.0}),
+}
 # Chosen by bench/unlearning_tuning.py on seeds 100 and 101: at the match, the most questions to keep are answered.
-TUNED: Mapping[str, Mapping[str, Any]] = {}
+TUNED: Mapping[str, Mapping[str, Any]] = {
+    "gradient_ascent": {"rate": 3e-4},
+    "grad_diff": {"rate": 1e-3},
+    "grad_kl": {"rate": 1e-3},
+    "npo": {"rate": 1e-3},
+    "npo_alone": {"rate": 3e-4},
+    "simnpo": {"rate": 1e-2},
+    "idk_dpo": {"rate": 1e-2},
+    "rmu": {"rate": 3e-3},
+    "eul": {"rate": 1e-2},
+    # Small models that are as sure of what they were taught as the base is: else the gap is closed from the start.
+    "kga": {"rate": 1e-2, "small_steps": 150, "small_rate": 3e-3},
+    "task_vector": {"rate": 1e-2},
+    "adapter_negation": {"rate": 3e-2},
+    "reinforced_contrast": {"rate": 3e-3},
+}
 
 
 @dataclass
@@ -58,6 +98,11 @@ class Matching:
         return not self.to_end
 
 
+def tuned(method: str) -> dict[str, Any]:
+    """The settings of a method in all studies of the family."""
+    return dict(TUNED.get(method, TUNED.get(VARIANTS.get(method, ("", {}))[0], {})))
+
+
 def questions(world: FactWorld, subjects: tuple[str, ...]) -> list[EncodedAnswer]:
     """The facts of some subjects as questions, in every wording of training."""
     return world.encode([item for wording in range(HELD_OUT) for item in world.ask(subjects, "qa", wording=wording)])
@@ -78,9 +123,9 @@ def target(world: FactWorld) -> float:
 def run_method(
     world: FactWorld, method: str, options: Mapping[str, Any], on_step: Callable[[int, nn.Module], bool] | None
 ) -> nn.Module:
-    """Unlearn a fresh copy of the base; "retain_only" is the control that trains as much without a forget term."""
-    name = "grad_diff" if method == "retain_only" else method
-    options = {**options, **({"gamma": 0.0} if method == "retain_only" else {})}
+    """Unlearn a fresh copy of the base."""
+    name, own = VARIANTS.get(method, (method, {}))
+    options = {**options, **own}
     extra = {"unseen": questions(world, world.holdout)} if method == "kga" else {}
     return unlearn(
         name, world.model("base"), world.tokenizer, questions(world, world.forget), questions(world, world.retain),
@@ -116,9 +161,9 @@ class Unlearned:
 
 def unlearn_matched(world: FactWorld, method: str, stage: Stages) -> Unlearned:
     """A method's result at matched forgetting, from the stage cache where it lies there."""
-    if method not in METHODS and method != "retain_only":
-        raise ValueError(f"method {method!r} is none of {', '.join(METHODS)}")
-    options = dict(TUNED.get(method, {}))
+    if method not in METHODS and method not in VARIANTS:
+        raise ValueError(f"method {method!r} is none of {', '.join([*METHODS, *VARIANTS])}")
+    options = tuned(method)
     found = stage(
         f"unlearned_{method}", functools.partial(unlearned_state, world, method, options),
         inputs={**world.identity(), "method": method, "options": options},
