@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from transfuse.methods.unlearning import grad_diff, npo
 from transfuse.methods.unlearning.concepts import Concepts
 from transfuse.methods.unlearning.context_ladder import LADDER
 from transfuse.methods.unlearning.horn_rules import NOT
 from transfuse.methods.unlearning.ladder_replies import LadderReplies
-from transfuse.methods.unlearning.unlearning_methods import make_config, unlearn
 from transfuse.methods.unlearning.ununlearning import Config, ContextLadder, default_filters
 from transfuse.studies.unlearning.attribute_lessons import WORDING, nonce_names
 from transfuse.studies.unlearning.attribute_world import AttributeWorld, stripped
@@ -22,6 +22,10 @@ from transfuse.study.design import Measurement
 from transfuse.study.stage import Stages
 
 TOLERANCE = 0.05  # share of answers beyond the gold model's that may be left where a method is stopped
+PROCEDURES: Mapping[str, tuple[Any, Any]] = {
+    "npo": (npo.unlearn_npo, npo.Config),
+    "grad_diff": (grad_diff.unlearn_grad_diff, grad_diff.Config),
+}
 TOLD = tuple(level for level in LADDER if level != "none")
 
 
@@ -136,9 +140,10 @@ def unlearned_state(world: AttributeWorld, method: str, how: Unlearning) -> dict
     forget, permitted = world.recall(world.concepts.forbidden), world.recall(world.concepts.permitted)
     retain = permitted + world.derived(how.contexts, world.streams.split.child("retained").numpy())
     target = world.share_known(world.model("gold"), forget) + TOLERANCE
-    options: Mapping[str, Any] = {"rate": how.rate, "steps": how.steps, "batch": how.batch}
-    model = unlearn(
-        method, world.model("full"), world.tokenizer, forget, retain, make_config(method, options),
+    procedure, config = PROCEDURES[method]
+    model = procedure(
+        world.model("full"), world.tokenizer, forget, retain,
+        config(rate=how.rate, steps=how.steps, batch=how.batch),
         seed=world.streams.order.child("unlearning").integer(),
         on_step=lambda step, model: world.share_known(model, forget) <= target,
     )  # fmt: skip
