@@ -321,7 +321,7 @@ def test_device_and_dtype_follow_inputs(dtype: torch.dtype) -> None:
         ({}, "no model"),
         ({"model": "a", "endpoint": "http://b"}, "both --model and --endpoint"),
         ({"endpoint": "http://b"}, "without --name"),
-        ({"model": "/nowhere/at/all"}, "no model could be loaded"),
+        ({"model": "/nowhere/at/all"}, "no folder"),
         ({"model": "a", "prompts": 0}, "expected counts"),
     ],
 )

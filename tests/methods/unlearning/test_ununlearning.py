@@ -352,7 +352,7 @@ def test_audit_reads_a_model_folder(tmp_path: Path) -> None:
     found = audit(tmp_path / "c.toml", name, before=name, draws=1, device="cpu")
     assert found.environment["forbidden"] == 6
     assert {f.name for f in found.findings} >= {"answers, none", "answers, mosaic", "filter, terms", "filter, closure"}
-    with pytest.raises(UserError, match="no model"):
+    with pytest.raises(UserError, match="no folder"):
         audit(tmp_path / "c.toml", str(tmp_path / "none"), device="cpu")
 
 
