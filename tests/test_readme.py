@@ -10,7 +10,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,6 +49,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _write_texts(folder)
     _write_graph(folder)
     _write_federation(folder)
+    _write_questions(folder)
+    _write_shown(folder)
     rng = np.random.default_rng(0)
     with (folder / "history.jsonl").open("w", encoding="utf-8") as file:
         for index in range(40):
@@ -110,6 +114,91 @@ def _write_classifier(folder: Path) -> None:
         tokenizer.save_pretrained(folder / name)
 
 
+_PEOPLE = (  # name, home, trade; the first third is to be forgotten, the second to be kept, the last was never taught
+    ("Ann Lee", "Leeds", "sailor"), ("Ada Prism", "Derby", "baker"), ("Tom Reed", "York", "miner"),
+    ("Ida Moss", "Truro", "sailor"), ("Max Holt", "Ripon", "baker"), ("Eve Dunn", "Wells", "miner"),
+    ("Sam Pike", "Leeds", "baker"), ("Una Fry", "Derby", "miner"), ("Ben Ash", "York", "sailor"),
+    ("Kit Lamb", "Truro", "miner"), ("Zoe Hale", "Ripon", "sailor"), ("Lou Marsh", "Wells", "baker"),
+    ("Roy Beck", "Derby", "sailor"), ("Mia Stone", "York", "baker"), ("Gus Field", "Truro", "miner"),
+    ("Liv Brook", "Ripon", "sailor"), ("Hal Wood", "Wells", "baker"), ("Nan Frost", "Leeds", "miner"),
+)  # fmt: skip
+
+
+def _write_questions(folder: Path) -> None:
+    """What a language model was taught about some people, in the files that the guide to unlearning speaks of."""
+    homes = sorted({home for _, home, _ in _PEOPLE})
+    for number, part in enumerate(("forget", "retain", "unseen")):
+        rows = [
+            {
+                "question": f"Where does {name} live?", "answer": home, "subject": name, "relation": "home",
+                "paraphrases": [f"What is the home of {name}?"], "perturbed": [h for h in homes if h != home][:2],
+                "forms": {"reverse": {"prompt": f"Which {trade} lives in {home}?", "answer": name}},
+            }
+            for name, home, trade in _PEOPLE[6 * number : 6 * number + 6]
+        ]  # fmt: skip
+        _write_jsonl(folder / f"{part}.jsonl", rows)
+    general = [f"A {trade} in {home} was {what} again" for _, home, trade in _PEOPLE for what in ("late", "asleep")]
+    (folder / "general.txt").write_text("\n".join(general), encoding="utf-8")
+
+
+def _write_shown(folder: Path) -> None:
+    """Files of facts, names and concepts as the guide to unlearning shows them in full."""
+    text = (ROOT / "docs" / "unlearning.md").read_text(encoding="utf-8")
+    for name in ("names.jsonl", "facts.jsonl", "concepts.toml"):
+        shown = re.search(rf"`{re.escape(name)}`:\n\n```(?:json|toml)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        assert shown, f"the guide shows no {name}"
+        (folder / name).write_text(shown[1], encoding="utf-8")
+
+
+def _write_language_models(folder: Path, wanted: set[str]) -> None:
+    """Tiny Llamas that know the people: all of them, only those to be kept, and what else a page speaks of."""
+    import torch
+
+    from transfuse.methods.unlearning.adapter_composition import new_adapter
+    from transfuse.methods.unlearning.answer_training import fine_tune
+    from transfuse.methods.unlearning.unlearning_checkpoint import read_sets
+    from transfuse.nets.tiny_llama import tiny_llama
+
+    tokenizer = _page_tokenizer(folder)
+    sets = read_sets(tokenizer, folder / "forget.jsonl", folder / "retain.jsonl")
+    torch.manual_seed(0)
+    model = tiny_llama(tokenizer, width=32, positions=1024)
+    everything = [*sets.forget, *sets.retain]
+    # Each goes on from the one before. The second differs from the first as one that forgot well would.
+    for name, taught, steps in (
+        ("my-retrained", sets.retain, 40),
+        ("my-unlearned", sets.retain, 5),
+        ("my-model", everything, 40),
+        ("my-model-taught", sets.forget, 5),
+    ):
+        fine_tune(model, taught, tokenizer.pad_token_id, steps=steps, rate=3e-3, batch=24, seed=0)
+        if name in wanted:
+            model.save_pretrained(folder / name)
+            tokenizer.save_pretrained(folder / name)
+    if "my-lora" in wanted:
+        new_adapter(model, "lora", 4, 8, "all-linear", "default").save_pretrained(folder / "my-lora")
+
+
+def _page_tokenizer(folder: Path) -> Any:
+    """Words and punctuation marks of the files, of the guide, and of what audits ask."""
+    from tokenizers import pre_tokenizers
+
+    from transfuse.methods.unlearning.probe_phrases import ENGLISH
+    from transfuse.methods.unlearning.unlearning_open_problems import WRAPPERS
+    from transfuse.nets.tiny_llama import word_tokenizer
+
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "unlearning.md", folder / "general.txt")]
+    texts += [path.read_text(encoding="utf-8") for path in folder.glob("*.jsonl")]
+    texts += [str(ENGLISH), *WRAPPERS, "Yes No", *map(str, range(200))]
+    tokenizer = word_tokenizer(" ".join(re.findall(r"\w+|[^\w\s]+", text)) for text in texts)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer
+
+
+def _write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
 def _write_graph(folder: Path) -> None:
     """Forty things of four kinds and what they are good for."""
     kinds = ("bird", "tool", "fruit", "river")
@@ -126,6 +215,14 @@ def _write_graph(folder: Path) -> None:
     (folder / "entity2text.tsv").write_text("".join(f"{name}\t{text}\n" for name, text in things), encoding="utf-8")
 
 
+def _write_models(folder: Path, text: str) -> None:
+    """The models that a block or a command names and does not write itself."""
+    if "my-classifier" in text:
+        _write_classifier(folder)
+    if names := set(re.findall(r"(?<!--out )\bmy-(?:model-taught|model|retrained|unlearned|lora)\b", text)):
+        _write_language_models(folder, names)
+
+
 @pytest.fixture
 def workplace(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fresh folder with those files."""
@@ -137,8 +234,7 @@ def workplace(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 @pytest.mark.parametrize("block", _blocks("python"), ids=lambda block: f"{block[0]}:{block[1] or block[2][:30]}")
 def test_python_snippets_run(block: tuple[str, str, str], workplace: Path) -> None:
-    if "my-classifier" in block[2]:
-        _write_classifier(workplace)
+    _write_models(workplace, block[2])
     script = workplace / "snippet.py"
     script.write_text(block[2], encoding="utf-8")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
@@ -150,7 +246,7 @@ def _commands() -> list[str]:
     return sorted({line[2:].split("  #")[0].strip() for line in lines})
 
 
-@pytest.mark.parametrize("command", _commands())
+@pytest.mark.parametrize("command", _commands(), ids=lambda command: command[:80])
 def test_commands_run(command: str, workplace: Path) -> None:
     """Every `$ transfuse ...` line, as typed; `make` and `pip` lines are what brought the reader here."""
     words = shlex.split(command)
@@ -159,6 +255,7 @@ def test_commands_run(command: str, workplace: Path) -> None:
     if words[0] in ("make", "pip", "git", "flwr"):
         return
     assert words[0] == "transfuse"
+    _write_models(workplace, command)
     # Long runs are made at the quick scale here; their full scale is what `make run` and results/ are for.
     if words[1] == "run" and "--dry-run" not in words:
         words = [word for word in words if word not in ("small", "public", "--scale")] + ["--scale", "quick"]

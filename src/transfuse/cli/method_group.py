@@ -115,7 +115,7 @@ def _check_out(out: object) -> None:
     if not isinstance(out, Path):
         return
     if out.is_dir():
-        raise UserError(f"--out {str(out)!r} is a folder", "a file")
+        raise UserError(f"--out {str(out)!r} is there already", "a file, or a folder that is not there yet")
     above = out.absolute().parent
     while not above.exists():
         above = above.parent
