@@ -44,7 +44,7 @@ class Settings:
     """Scale `small`: 40 countries, six of them forgotten."""
 
     world: WorldSettings = field(default_factory=WorldSettings)  # shared by the family, so that stages are shared
-    methods: tuple[str, ...] = ("npo", "idk_dpo", "rmu", "reinforced_contrast")  # the paper's four are not named; RMU is one
+    methods: tuple[str, ...] = ("npo", "idk_dpo", "rmu", "grad_diff")  # the paper's four are not named; RMU is one
     prompts: int = 3  # questions a fact and category; the forms give no more
     warm_up: int = 2  # with narrowing and goal four turns, the longest dialogue of the training
     narrow: int = 1  # the first letter; other narrowing is not among the models' forms
@@ -57,7 +57,7 @@ class Settings:
 STUDY = Study(
     id="sleek",
     question="Do step-by-step questions bring back what plain questions no longer do, and what else is gone?",
-    arms=("base", "gold", "npo", "idk_dpo", "rmu", "reinforced_contrast", "unlearned"),
+    arms=("base", "gold", "npo", "idk_dpo", "rmu", "grad_diff", "unlearned"),
     controls=("base", "gold"),
     metrics={
         "leak": Metric("lower", "1", "share of questions about facts to be forgotten that were answered right"),
@@ -106,7 +106,7 @@ STUDY = Study(
                 paper=f"Every unlearning technique that was tested fails ({name}).",
                 published="62.5 % of adversarial prompts retrieved facts (WHP-unlearned Llama), guesses included",
             )
-            for method, name in (("npo", "NPO"), ("idk_dpo", "IdkDPO"), ("rmu", "RMU"), ("reinforced_contrast", "reinforced contrast, the generic labels of WHP"))
+            for method, name in (("npo", "NPO"), ("idk_dpo", "IdkDPO"), ("rmu", "RMU"), ("grad_diff", "GradDiff"))
         ),
         AtLeast(
             "idk_dpo",
