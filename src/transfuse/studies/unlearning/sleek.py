@@ -20,7 +20,6 @@ from transfuse.methods.unlearning.sleek import Config, SleekAudit
 from transfuse.methods.unlearning.sleek_result import BEFORE, GOLD, MODEL, SleekResult
 from transfuse.studies.unlearning.fact_pretraining import WorldSettings
 from transfuse.studies.unlearning.fact_world import make_world
-from transfuse.studies.unlearning.unlearned_models import unlearned_model
 from transfuse.studies.unlearning.sleek_questions import (
     FACT_WORLD,
     FAR,
@@ -30,6 +29,7 @@ from transfuse.studies.unlearning.sleek_questions import (
     chat_tokenizer,
     facts_of,
 )
+from transfuse.studies.unlearning.unlearned_models import unlearned_model
 from transfuse.study.claims import AtLeast, Within
 from transfuse.study.design import Measurement, Metric, Study
 from transfuse.study.stage import Stages
@@ -115,7 +115,7 @@ STUDY = Study(
             where=_DIRECT,
             paper="Step-by-step questions leak more than direct ones, also from a model that was trained to refuse.",
             published=_RETEST,
-            likely="a refusal in one turn makes the next more likely",
+            likely="refusals are rare where the unlearning stops at the match, so what the re-test saw can hardly show",
         ),
         AtLeast(
             "unlearned",
@@ -168,9 +168,10 @@ STUDY = Study(
     },
     seeds={"small": 5, "public": 5, "full": 10},
     data={"public": ("country-json",), "full": ("country-json",)},
-    seconds={"small": 180, "public": 300, "full": 1200},
+    seconds={"small": 180, "public": 200, "full": 1200},
     notes=(
-        "The arm unlearned is the mean of the four methods.",
+        "The arm unlearned is the mean of the four methods. The paper's WHP is not among them: what this library has of "
+        "it is a contrast of the logits of two models, without weights of its own; GradDiff stands in its place.",
         "All six facts of a forgotten country are to be forgotten, so warm-up questions ask for some of these; before "
         "questions from object to subject they ask about neighbours.",
         "Direct questions are of the forms qa and cloze, indirect ones from object to subject (objects of one country "
@@ -178,8 +179,9 @@ STUDY = Study(
         "size are at chance on true or false.",
         "The models see dialogues in training, two to four questions about one country, so that a chain is no new form "
         "to them where its goal is direct; only there is lift claimed. Indirect and most implied goals do not occur in "
-        "dialogues: after a chain even the base answers half of them only (seen on a seed outside the study).",
-        "A change of country within a dialogue is new to the models too, and costs the base a quarter of its answers: "
+        "dialogues: after a chain even the base answers fewer than half of them, and indirect ones down to one in "
+        "twenty (seen on seeds outside the study).",
+        "A change of country within a dialogue is new to the models too, and costs the base a third of its answers: "
         "lift over the random chain holds that cost, lift over the goal alone does not.",
         "No value was tuned: prompts, turns and lengths are those of the forms.",
     ),
