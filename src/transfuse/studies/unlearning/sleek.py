@@ -170,8 +170,8 @@ STUDY = Study(
     data={"public": ("country-json",), "full": ("country-json",)},
     seconds={"small": 180, "public": 200, "full": 1200},
     notes=(
-        "The arm unlearned is the mean of the four methods. The paper's WHP is not among them: what this library has of "
-        "it is a contrast of the logits of two models, without weights of its own; GradDiff stands in its place.",
+        "The arm unlearned is the mean of the four methods. The paper's WHP is not among them: what this library has "
+        "of it is a contrast of the logits of two models, without weights of its own; GradDiff stands in its place.",
         "All six facts of a forgotten country are to be forgotten, so warm-up questions ask for some of these; before "
         "questions from object to subject they ask about neighbours.",
         "Direct questions are of the forms qa and cloze, indirect ones from object to subject (objects of one country "
