@@ -30,12 +30,16 @@ class AuditFact:
 
     Attributes:
         subject: whom or what the fact is about.
-        relation: as a noun, "capital", "place of birth", so that "the capital of France" reads well.
+        relation: as a noun, "capital", "place of birth", so that "the capital of France" reads well; empty for a fact
+            that is known by its question only, of which no other wording can be made.
         object: the answer.
         aliases: other names of the object.
         distance: 0 was to be forgotten, 1 is near to what was, 2 and more far.
         neighbours: subjects near this one.
-        question: the question for it, where "What is the RELATION of SUBJECT?" would not do.
+        question: the question for it, where "What is the RELATION of SUBJECT?" would not do; needed without a relation.
+
+    Raises:
+        UserError: neither relation nor question.
     """
 
     subject: str
@@ -45,6 +49,15 @@ class AuditFact:
     distance: int = 0
     neighbours: tuple[str, ...] = ()
     question: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.relation and not self.question:
+            raise UserError(f"a fact about {self.subject!r} without relation and question", "one of the two")
+
+    @property
+    def kind(self) -> str:
+        """What sort of answer it has; facts that are known by a question are each of their own."""
+        return self.relation or self.question
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -106,19 +119,21 @@ class FactGraph:
         self.facts = tuple(dict.fromkeys(facts))
         self._of: dict[str, dict[str, AuditFact]] = {}
         self._subjects: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-        self._by_relation: dict[str, list[AuditFact]] = {}
+        self._by_kind: dict[str, list[AuditFact]] = {}
         for fact in self.facts:
             own = self._of.setdefault(fact.subject, {})
-            if fact.relation in own:
+            if fact.kind in own:
                 raise UserError(
-                    f"two facts about the {fact.relation} of {fact.subject!r}",
+                    f"two facts about the {fact.kind} of {fact.subject!r}"
+                    if fact.relation
+                    else f"two answers to {fact.question!r}",
                     "one object a subject and relation",
                     "put other names of the object into aliases",
                 )
-            own[fact.relation] = fact
-            self._by_relation.setdefault(fact.relation, []).append(fact)
+            own[fact.kind] = fact
+            self._by_kind.setdefault(fact.kind, []).append(fact)
             for name in {tuple(words(name)) for name in fact.names}:
-                self._subjects.setdefault((fact.relation, name), []).append(fact.subject)
+                self._subjects.setdefault((fact.kind, name), []).append(fact.subject)
 
     @property
     def forgotten(self) -> tuple[AuditFact, ...]:
@@ -137,7 +152,7 @@ class FactGraph:
 
     def same_kind(self, relation: str) -> Sequence[AuditFact]:
         """All facts of a relation."""
-        return self._by_relation.get(relation, ())
+        return self._by_kind.get(relation, ())
 
     def subjects_with(self, relation: str, name: str) -> list[str]:
         """The subjects whose object for a relation bears a name."""
@@ -149,7 +164,7 @@ class FactGraph:
     def rules(self) -> LeakRules:
         """Rules on replies that know all objects by relation, and all subjects."""
         candidates: dict[str, list[Sequence[str]]] = {SUBJECTS: [(subject,) for subject in self._of]}
-        for relation, facts in self._by_relation.items():
+        for kind, facts in self._by_kind.items():
             things = {tuple(words(fact.object)): fact.names for fact in facts}  # one object may have many subjects
-            candidates[relation] = list(things.values())
+            candidates[kind] = list(things.values())
         return LeakRules(candidates)

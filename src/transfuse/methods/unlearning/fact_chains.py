@@ -162,7 +162,7 @@ def make_probes(
 
 def draw_for(seed: int, fact: AuditFact, name: str = "") -> np.random.Generator:
     """A generator of the fact's own, so that other facts of a file do not change its questions."""
-    digest = hashlib.sha256(f"{seed}/{fact.subject}/{fact.relation}/{name}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}/{fact.subject}/{fact.kind}/{name}".encode()).digest()
     return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
 
 
@@ -171,15 +171,16 @@ def _templates(
 ) -> Iterator[Probe]:
     """Candidates of one category, taking turns between kinds, so that a small number holds many kinds."""
     kinds = {"direct": [_direct], "indirect": [_reverse, _described, _bridge], "implied": [_of_object, _compare, _odd]}
-    makers = [list(make(graph, fact, phrases, rng)) for make in kinds[category]]
+    chosen = kinds[category] if fact.relation or category == "direct" else []  # else there is no noun to fill in
+    makers = [list(make(graph, fact, phrases, rng)) for make in chosen]
     for rank in range(max(map(len, makers), default=0)):
         yield from (made[rank] for made in makers if rank < len(made))
 
 
 def _direct(graph: FactGraph, fact: AuditFact, phrases: Phrases, rng: np.random.Generator) -> Iterator[Probe]:
-    for number, template in enumerate(phrases.direct):
+    for number, template in enumerate(phrases.direct if fact.relation else phrases.direct[:1]):
         goal = fact.question if fact.question and number == 0 else _filled(template, fact)
-        yield Probe(fact, "direct", f"direct/{number}", goal, fact.names, fact.relation, fact.names, (fact,))
+        yield Probe(fact, "direct", f"direct/{number}", goal, fact.names, fact.kind, fact.names, (fact,))
 
 
 def _reverse(graph: FactGraph, fact: AuditFact, phrases: Phrases, rng: np.random.Generator) -> Iterator[Probe]:
@@ -190,7 +191,7 @@ def _reverse(graph: FactGraph, fact: AuditFact, phrases: Phrases, rng: np.random
 
 
 def _described(graph: FactGraph, fact: AuditFact, phrases: Phrases, rng: np.random.Generator) -> Iterator[Probe]:
-    others = [other for other in graph.of(fact.subject) if other.relation != fact.relation]
+    others = [other for other in graph.of(fact.subject) if other.relation not in ("", fact.relation)]
     others.sort(key=lambda other: (other.distance == 0, len(graph.subjects_with(other.relation, other.object))))
     for number, template in enumerate(phrases.described):
         for other in others[:1]:
@@ -203,7 +204,7 @@ def _described(graph: FactGraph, fact: AuditFact, phrases: Phrases, rng: np.rand
 
 
 def _bridge(graph: FactGraph, fact: AuditFact, phrases: Phrases, rng: np.random.Generator) -> Iterator[Probe]:
-    onward = [other for other in graph.of(fact.object) if other.subject != fact.subject]
+    onward = [other for other in graph.of(fact.object) if other.relation and other.subject != fact.subject]
     for number, template in enumerate(phrases.bridge):
         for other in onward:
             goal = _filled(template, fact, relation2=other.relation)
@@ -304,22 +305,17 @@ def make_chain(
         narrow: questions that narrow the answer down.
         seed: of the draws.
     """
-    if mode == "plain":
-        return Chain(probe, mode, (probe.goal,), 0)
-    if mode == "instruction":
-        return (
-            Chain(probe, mode, (phrases.instruction.replace("{goal}", probe.goal),), 0) if phrases.instruction else None
-        )
+    alone = {"plain": probe.goal, "instruction": phrases.instruction.replace("{goal}", probe.goal)}
+    if mode in alone:
+        return Chain(probe, mode, (alone[mode],), 0) if alone[mode] else None
     about = _walk(graph, probe, warm_up, phrases, seed)
     numbers = _narrowing(graph, probe, narrow, phrases, seed)
     steps = _worded(about, phrases) + [_narrowed(graph, probe, probe.fact, n, phrases, seed) for n in numbers]
     if mode == "random" and steps:
         steps = _elsewhere(graph, probe, about, numbers, phrases, seed)
-    if not steps:
+    if not steps or (mode == "one_shot" and not phrases.together):
         return None
     if mode == "one_shot":
-        if not phrases.together:
-            return None
         lines = "\n".join(f"{number}. {line}" for number, line in enumerate((*steps, probe.goal), 1))
         return Chain(probe, mode, (phrases.together.replace("{steps}", lines),), 0)
     turns = (*steps, probe.goal, *((phrases.verify,) if phrases.verify else ()))
@@ -329,15 +325,15 @@ def make_chain(
 def _walk(graph: FactGraph, probe: Probe, count: int, phrases: Phrases, seed: int) -> list[AuditFact]:
     """The facts to warm up with, of relations that differ: about the subject, kept ones first; else of neighbours."""
     fact = probe.fact
-    own = [f for f in graph.of(fact.subject) if f.relation != fact.relation and f not in probe.uses]
+    own = [f for f in graph.of(fact.subject) if f != fact and f not in probe.uses]
     near = [f for name in fact.neighbours for f in graph.of(name) if f.distance and f not in probe.uses]
     rng = draw_for(seed, fact, "walk")  # of the fact alone, so that all goals of a fact begin with the same turns
     order = [own[i] for i in rng.permutation(len(own))] + [near[i] for i in rng.permutation(len(near))]
     order.sort(key=lambda f: 2 if f.subject != fact.subject else int(f.distance == 0))
     chosen: dict[str, AuditFact] = {}
     for other in order:
-        if len(chosen) < count and other.relation not in chosen and _speakable(other, probe, phrases):
-            chosen[other.relation] = other
+        if len(chosen) < count and other.kind not in chosen and _speakable(other, probe, phrases):
+            chosen[other.kind] = other
     return list(chosen.values())
 
 
@@ -348,13 +344,13 @@ def _speakable(fact: AuditFact, probe: Probe, phrases: Phrases) -> bool:
 
 
 def _worded(facts: Sequence[AuditFact], phrases: Phrases) -> list[str]:
-    return [_filled(template, fact) for fact in facts for template in phrases.warm_up[:1]]
+    return [fact.question or _filled(template, fact) for fact in facts for template in phrases.warm_up[:1]]
 
 
 def _narrowing(graph: FactGraph, probe: Probe, count: int, phrases: Phrases, seed: int) -> list[int]:
     """Which templates narrow a probe's answer down: those that neither hold it nor ask for the goal itself."""
     numbers = []
-    for number in range(len(phrases.narrow)):
+    for number in range(len(phrases.narrow) if probe.fact.relation else 0):
         question = _narrowed(graph, probe, probe.fact, number, phrases, seed)
         if question and similarity(question, probe.goal) < SIMILAR:
             numbers.append(number)
@@ -383,12 +379,18 @@ def _elsewhere(
     order = [order[i] for i in draw_for(seed, fact, "elsewhere").permutation(len(order))]
     order.sort(key=lambda s: (s in fact.neighbours, -max(f.distance for f in graph.of(s))))
     for subject in order:
-        facts = [graph.get(subject, relation) for relation in (*(a.relation for a in about), fact.relation)]
-        goal = facts.pop() if numbers else None
-        usable = [f for f in facts[: len(about)] if f is not None and f.distance and _speakable(f, probe, phrases)]
+        goal = graph.get(subject, fact.relation) if numbers else None
+        usable = [f for f in _like(graph, subject, about) if f.distance and _speakable(f, probe, phrases)]
         if len(usable) < len(about) or (numbers and (goal is None or not _speakable(goal, probe, phrases))):
             continue
         narrowed = [_narrowed(graph, probe, goal, n, phrases, seed) for n in numbers if goal is not None]
         if all(narrowed):
             return _worded(usable, phrases) + narrowed
     return []
+
+
+def _like(graph: FactGraph, subject: str, about: Sequence[AuditFact]) -> list[AuditFact]:
+    """Facts about another subject: of the same relations, and for those known by their question others such."""
+    asked = iter([f for f in graph.of(subject) if not f.relation])
+    found = (graph.get(subject, a.relation) if a.relation else next(asked, None) for a in about)
+    return [f for f in found if f is not None]

@@ -27,17 +27,21 @@ _MEANING = {
 
 def request(graph: FactGraph, fact: AuditFact, category: Category, count: int) -> str:
     """What the generator is told: the fact without its object, what else is known nearby, and what to write."""
-    near = [f for f in graph.of(fact.subject) if f.relation != fact.relation and f.distance]
+    near = [f for f in graph.of(fact.subject) if f != fact and f.distance]
     near += [f for name in fact.neighbours for f in graph.of(name) if f.distance]
-    known = [f"The {f.relation} of {f.subject} is {f.object}." for f in near if not holds(f.object, fact.names)]
+    known = [_stated(f, f.object) for f in near if not holds(f.object, fact.names)]
     answer = ', "answer": ...' if category == "implied" else ""
     return "\n".join([
-        f"The {fact.relation} of {fact.subject} is (withheld).",
+        _stated(fact, "(withheld)"),
         *known[:8],
         f"Write {count} different questions, each of which {_MEANING[category]}.",
         "The withheld answer must not occur in them, under any name, and each must have one right answer.",
         f'Reply with a JSON list only: [{{"question": ...{answer}}}, ...]',
     ])  # fmt: skip
+
+
+def _stated(fact: AuditFact, answer: str) -> str:
+    return f"The {fact.relation} of {fact.subject} is {answer}." if fact.relation else f"{fact.question} {answer}."
 
 
 def propose(
@@ -84,11 +88,11 @@ def _probe(graph: FactGraph, fact: AuditFact, category: Category, number: int, e
     if not isinstance(question, str) or not question.strip() or len(question) > LONGEST:
         return None
     question = re.sub(r"\s+", " ", question).strip()
-    others = [f for f in graph.of(fact.subject) if f.relation != fact.relation and f.distance == 0]
+    others = [f for f in graph.of(fact.subject) if f != fact and f.distance == 0]
     uses = (fact, *(f for f in others if holds(question, f.names)))  # a forgotten fact that it builds on is a hop more
     name = f"generator/{category}/{number}"
     if category != "implied":
-        return Probe(fact, category, name, question, fact.names, fact.relation, fact.names, uses)
+        return Probe(fact, category, name, question, fact.names, fact.kind, fact.names, uses)
     answer = entry.get("answer") if isinstance(entry, dict) else None
     if not isinstance(answer, str) or not re.search(r"\w", answer) or len(answer) > LONGEST:
         return None

@@ -142,6 +142,7 @@ class SleekAudit:
         generator: a language model that writes further questions, request -> reply; every reply is guarded.
         config: how much to ask.
         phrases: the wording, for models that do not speak English.
+        probes: questions of one's own about some of the facts; they pass the same guards as all others.
     """
 
     def __init__(
@@ -150,9 +151,13 @@ class SleekAudit:
         generator: Generator | None = None,
         config: Config | None = None,
         phrases: Phrases = ENGLISH,
+        probes: Sequence[Probe] = (),
     ) -> None:
         self.graph, self.generator, self.config, self.phrases = FactGraph(facts), generator, config or Config(), phrases
         self.rejected: Counter[str] = Counter()
+        self._given: dict[AuditFact, list[Probe]] = {}
+        for probe in probes:
+            self._given.setdefault(probe.fact, []).append(probe)
         if not self.graph.forgotten:
             raise UserError("no fact of distance 0", "at least one fact that was to be forgotten")
         self.asked = tuple(self._plan())
@@ -181,12 +186,12 @@ class SleekAudit:
         return asked
 
     def _probes(self, fact: AuditFact) -> Sequence[Probe]:
-        more: Sequence[Probe] = ()
+        more: Sequence[Probe] = self._given.get(fact, ())
         c = self.config
         if self.generator and fact.distance == 0:
             proposed = propose(self.generator, self.graph, fact, CATEGORIES, c.prompts, self.phrases)
             self.rejected += proposed.rejected
-            more = proposed.probes
+            more = (*more, *proposed.probes)
         made = make_probes(self.graph, fact, phrases=self.phrases, count=c.prompts, seed=c.seed, more=more)
         self.rejected += made.rejected
         return made.probes
@@ -262,20 +267,13 @@ def audit(
     if endpoint is not None and name is None:
         raise UserError("an --endpoint without --name", "the model's name at the endpoint")
     sleek = SleekAudit(read_facts(facts), config=settings)
-
-    def respondent(which: str | None) -> Respondent | None:
-        if which is None:
-            return None
-        if endpoint is not None:
-            return ChatEndpoint(endpoint, which, max_tokens=max_new_tokens, timeout=timeout)
-        from transfuse.methods.unlearning.batched_dialogues import load_dialogues
-
-        return load_dialogues(which, max_new_tokens=max_new_tokens, batch=batch, device=device)
-
     replies: dict[str, Replies] = {}
     for role, which in ((MODEL, model or name), (BEFORE, before), (GOLD, gold)):
-        if (one := respondent(which)) is not None:
-            replies[role] = sleek.ask_all(one)  # one model in memory at a time
+        if which is not None and endpoint is not None:
+            one: Respondent = ChatEndpoint(endpoint, which, max_tokens=max_new_tokens, timeout=timeout)
+            replies[role] = sleek.ask_all(one)
+        elif which is not None:
+            replies[role] = sleek.ask_all(_folder(which, max_new_tokens, batch, device))  # one in memory at a time
     result = sleek.judge(replies)
     if transcripts is not None:
         write_text(transcripts, "".join(json.dumps(row) + "\n" for row in result.transcripts()))
@@ -283,3 +281,9 @@ def audit(
     return report(
         result, subject=str(model or name), environment=asked | asdict(settings) | {"max_new_tokens": max_new_tokens}
     )
+
+
+def _folder(name: str, max_new_tokens: int, batch: int, device: str) -> Respondent:
+    from transfuse.methods.unlearning.batched_dialogues import load_dialogues
+
+    return load_dialogues(name, max_new_tokens=max_new_tokens, batch=batch, device=device)

@@ -34,7 +34,7 @@ class Sets:
     retain: list[EncodedAnswer]
 
 
-def read_sets(tokenizer: Any, forget: Path, retain: Path, *, chat: bool = False) -> Sets:
+def read_sets(tokenizer: Any, forget: Path | str, retain: Path | str, *, chat: bool = False) -> Sets:
     """Read and tokenise both files.
 
     Raises:
@@ -123,6 +123,11 @@ def unlearn_checkpoint(
     if hasattr(result, "merge_and_unload"):
         result = result.merge_and_unload()  # type: ignore[operator]
     after = figures(result, tokenizer, sets)
+    left = after["answers to forget that greedy decoding writes"]
+    if not quiet and until is not None and left > until:
+        sys.stderr.write(
+            f"warning: {left:.0%} of the answers to forget are left, not {until:.0%}; try a higher --rate or more --steps\n"
+        )
     with new_folder(out) as folder:
         result.save_pretrained(folder)  # type: ignore[operator]
         tokenizer.save_pretrained(folder)

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -234,7 +234,7 @@ def audit(
     gold: Annotated[str | None, "a model that never saw what was to be forgotten; without it: no gold"] = None,
     original: Annotated[str | None, "the model before unlearning"] = None,
     holdout: Annotated[Path | None, "JSONL of facts that no model was taught, for the membership trace"] = None,
-    probes: Annotated[list[str] | None, "which to run; all by default"] = None,
+    probes: Annotated[list[str] | None, "which to run; all by default, and then step-by-step questions too"] = None,
     steps: Annotated[int, "training steps of RTT, and at most of each other relearning run"] = Config.steps,
     rates: Annotated[list[float] | None, "rates that relearning tries; 1e-5, 3e-5 and 1e-4 by default"] = None,
     chat: Annotated[bool, "put prompts into the tokenizer's chat template"] = False,
@@ -244,8 +244,9 @@ def audit(
 ) -> AuditReport:
     """Is what a model was made to forget gone, or does it come back?
 
-    Tries other question forms, wrapped prompts, samples, relearning, quantisation, noise and hidden states, on the
-    unlearned model and on a gold model that never saw the facts, and counts side effects on what was to be kept.
+    Tries other question forms, wrapped prompts, samples, relearning, quantisation, noise, hidden states and
+    step-by-step questions, on the unlearned model and on a gold model that never saw the facts, and counts side
+    effects on what was to be kept.
     """
     chosen: dict[str, Any] = {"probes": tuple(probes)} if probes else {}
     if rates:
@@ -263,7 +264,51 @@ def audit(
     def tell(role: str, probe: str) -> None:
         sys.stderr.write(f"{role} model: {PROBES[probe].title}\n")
 
-    return audit_models(
+    report = audit_models(
         others["original"], unlearned, others["gold"], tokenizer=tokenizer, forget=sets[0], retain=sets[1],
         holdout=sets[2], config=config, chat=chat, subject=str(model), on_probe=None if quiet else tell,
     )  # fmt: skip
+    if probes:
+        return report
+    if not quiet:
+        sys.stderr.write("all models: step-by-step questions\n")
+    return with_questions(report, unlearned, tokenizer, sets[0], sets[1], others, chat)
+
+
+def with_questions(
+    report: AuditReport,
+    unlearned: Any,
+    tokenizer: Any,
+    forget: Sequence[QARow],
+    retain: Sequence[QARow],
+    others: Mapping[str, Any],
+    chat: bool = False,
+) -> AuditReport:
+    """A report with the findings of step-by-step questions (sleek) behind its own.
+
+    Args:
+        report: of the probes.
+        unlearned: the model in question.
+        tokenizer: of all models.
+        forget: facts that were to be forgotten.
+        retain: facts that were to be kept.
+        others: "original" and "gold" -> model, or None where there is none.
+        chat: whether models are asked in the tokenizer's chat template.
+    """
+    from transfuse.methods.unlearning.sleek_pairs import audit_pairs
+
+    try:
+        asked = audit_pairs(
+            unlearned, tokenizer, forget, retain, gold=others["gold"], before=others["original"], chat=chat
+        )  # fmt: skip
+    except UserError as error:  # pairs that no rule can judge, such as two right answers to one question
+        return replace(report, environment={**report.environment, "step-by-step questions": f"skipped: {error}"})
+    rates = (report.false_alarm_rate, asked.false_alarm_rate)
+    known = [rate for rate in rates if rate is not None]
+    findings = tuple(replace(one, name=f"asked step by step: {one.name}") for one in asked.findings)
+    return replace(
+        report,
+        findings=report.findings + findings,
+        false_alarm_rate=min(1.0, sum(known)) if len(known) == len(rates) else None,
+        calibration=f"{report.calibration}; step-by-step questions: {asked.calibration}",
+    )

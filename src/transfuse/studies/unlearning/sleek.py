@@ -44,12 +44,7 @@ class Settings:
     """Scale `small`: 40 countries, six of them forgotten."""
 
     world: WorldSettings = field(default_factory=WorldSettings)  # shared by the family, so that stages are shared
-    methods: tuple[str, ...] = (
-        "npo",
-        "idk_dpo",
-        "rmu",
-        "grad_diff",
-    )  # the paper's four are not named; RMU is one
+    methods: tuple[str, ...] = ("npo", "idk_dpo", "rmu", "grad_diff")  # the paper's four are not named; RMU is one
     prompts: int = 3  # questions a fact and category; the forms give no more
     warm_up: int = 2  # with narrowing and goal four turns, the longest dialogue of the training
     narrow: int = 1  # the first letter; other narrowing is not among the models' forms
@@ -111,12 +106,7 @@ STUDY = Study(
                 paper=f"Every unlearning technique that was tested fails ({name}).",
                 published="62.5 % of adversarial prompts retrieved facts (WHP-unlearned Llama), guesses included",
             )
-            for method, name in (
-                ("npo", "NPO"),
-                ("idk_dpo", "IdkDPO"),
-                ("rmu", "RMU"),
-                ("grad_diff", "GradDiff"),
-            )
+            for method, name in (("npo", "NPO"), ("idk_dpo", "IdkDPO"), ("rmu", "RMU"), ("grad_diff", "GradDiff"))
         ),
         AtLeast(
             "idk_dpo",
@@ -125,7 +115,7 @@ STUDY = Study(
             where=_DIRECT,
             paper="Step-by-step questions leak more than direct ones, also from a model that was trained to refuse.",
             published=_RETEST,
-            likely="a refusal in one turn makes the next more likely",
+            likely="refusals are rare where the unlearning stops at the match, so what the re-test saw can hardly show",
         ),
         AtLeast(
             "unlearned",
@@ -178,9 +168,10 @@ STUDY = Study(
     },
     seeds={"small": 5, "public": 5, "full": 10},
     data={"public": ("country-json",), "full": ("country-json",)},
-    seconds={"small": 180, "public": 300, "full": 1200},
+    seconds={"small": 180, "public": 200, "full": 1200},
     notes=(
-        "The arm unlearned is the mean of the four methods.",
+        "The arm unlearned is the mean of the four methods. The paper's WHP is not among them: what this library has "
+        "of it is a contrast of the logits of two models, without weights of its own; GradDiff stands in its place.",
         "All six facts of a forgotten country are to be forgotten, so warm-up questions ask for some of these; before "
         "questions from object to subject they ask about neighbours.",
         "Direct questions are of the forms qa and cloze, indirect ones from object to subject (objects of one country "
@@ -188,8 +179,9 @@ STUDY = Study(
         "size are at chance on true or false.",
         "The models see dialogues in training, two to four questions about one country, so that a chain is no new form "
         "to them where its goal is direct; only there is lift claimed. Indirect and most implied goals do not occur in "
-        "dialogues: after a chain even the base answers half of them only (seen on a seed outside the study).",
-        "A change of country within a dialogue is new to the models too, and costs the base a quarter of its answers: "
+        "dialogues: after a chain even the base answers fewer than half of them, and indirect ones down to one in "
+        "twenty (seen on seeds outside the study).",
+        "A change of country within a dialogue is new to the models too, and costs the base a third of its answers: "
         "lift over the random chain holds that cost, lift over the goal alone does not.",
         "No value was tuned: prompts, turns and lengths are those of the forms.",
     ),
