@@ -283,7 +283,7 @@ def audit(
     )
 
 
-def _folder(name: str, max_new_tokens: int, batch: int, device: str) -> Respondent:
+def _folder(name: str, max_new_tokens: int, batch: int, device: Literal["auto", "cpu", "cuda"]) -> Respondent:
     from transfuse.methods.unlearning.batched_dialogues import load_dialogues
 
     return load_dialogues(name, max_new_tokens=max_new_tokens, batch=batch, device=device)

@@ -126,7 +126,8 @@ def unlearn_checkpoint(
     left = after["answers to forget that greedy decoding writes"]
     if not quiet and until is not None and left > until:
         sys.stderr.write(
-            f"warning: {left:.0%} of the answers to forget are left, not {until:.0%}; try a higher --rate or more --steps\n"
+            f"warning: {left:.0%} of the answers to forget are left, not {until:.0%}; "
+            "try a higher --rate or more --steps\n"
         )
     with new_folder(out) as folder:
         result.save_pretrained(folder)  # type: ignore[operator]
