@@ -355,3 +355,20 @@ def test_wrong_files(tmp_path: Path) -> None:
         read_facts(tmp_path / "nowhere.jsonl")
     with pytest.raises(UserError, match="two facts about the capital of 'France'"):
         FactGraph([AuditFact("France", "capital", "Paris"), AuditFact("France", "capital", "Lyon")])
+
+
+def test_warm_up_asks_a_fact_in_its_own_words() -> None:
+    graph = FactGraph([
+        AuditFact("Ann", "book", "Dust"), AuditFact("Ann", "born", "Oslo", distance=1, question="Where was Ann born?"),
+    ])  # fmt: skip
+    probe = make_probes(graph, graph.forgotten[0], categories=("direct",), count=1).probes[0]
+    chain = make_chain(graph, probe, "interactive")
+    assert chain is not None
+    assert chain.turns[0] == "Where was Ann born?"
+
+
+def test_a_fact_without_relation_needs_a_question() -> None:
+    with pytest.raises(UserError, match="without relation and question"):
+        AuditFact("Ann", "", "Dust")
+    with pytest.raises(UserError, match="two answers to 'Who is it"):
+        FactGraph([AuditFact("Ann", "", name, question="Who is it?") for name in ("Dust", "Rain")])

@@ -390,7 +390,7 @@ def _elsewhere(
 
 
 def _like(graph: FactGraph, subject: str, about: Sequence[AuditFact]) -> list[AuditFact]:
-    """Facts about another subject: of the same relations, and for those known by their question others such."""
-    asked = iter([f for f in graph.of(subject) if not f.relation])
+    """Kept facts about another subject: of the same relations, or others that are known by their question too."""
+    asked = iter([f for f in graph.of(subject) if not f.relation and f.distance])
     found = (graph.get(subject, a.relation) if a.relation else next(asked, None) for a in about)
     return [f for f in found if f is not None]
