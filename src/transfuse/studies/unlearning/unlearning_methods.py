@@ -36,7 +36,7 @@ class Settings:
 
     source: str = "geonames"  # "json" needs the data folder
     epochs: int = WorldSettings.epochs  # of base and gold
-    subjects: int = WorldSettings.subjects
+    subjects: int = WorldSettings.subjects  # countries that the base knows
     fewer: tuple[int, ...] = (1, 3)  # countries to forget, for the trend; the others forget all six
 
 

@@ -33,7 +33,7 @@ class Settings:
     unlearning_steps: int = 60  # at most, until as little is answered as by the gold model
     draws: int = 3  # contexts a thing and level, which differ in name and order
     removed: tuple[int, ...] = (0, 2, 5, 10)  # of the ten axioms that rules use
-    approximate: tuple[str, ...] = ("npo", "grad_diff")
+    approximate: tuple[str, ...] = ("npo", "grad_diff")  # one with a bounded forget term, one without
 
 
 STUDY = Study(
