@@ -143,6 +143,9 @@ def with_imports(example: str, source: str, module: str) -> str:
             lines += [ast.unparse(node)] if node.names else []
         elif isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in wanted:
             own.append(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            own += [target.id for target in targets if isinstance(target, ast.Name) and target.id in wanted]
     first = next((node.lineno for node in script.body if not isinstance(node, ast.Import | ast.ImportFrom)), 1)
     head, body = example.splitlines()[: first - 1], example.splitlines()[first - 1 :]
     own_line = [f"from {module} import {', '.join(sorted(own))}"] if own else []
