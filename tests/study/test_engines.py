@@ -16,7 +16,7 @@ import pytest
 
 from transfuse.errors import UserError
 from transfuse.registry import Entry
-from transfuse.study.launch import Job, Launcher, LocalProcesses, Outcome, attempt, worker_environment
+from transfuse.study.launch import Job, Launcher, LocalProcesses, Outcome, arithmetic, attempt, worker_environment
 from transfuse.study.launch_ray import RayCluster
 from transfuse.study.launch_slurm import Slurm
 from transfuse.study.plan import make_plan
@@ -51,15 +51,22 @@ def expected(guest: Entry, tmp_path: Path) -> dict[str, tuple[str, bytes]]:
 
 def test_workers_import_what_the_caller_imports(guest: Entry, plugin_folder: Path) -> None:
     """The plug-in is on this process's path only; standard places stay those of the worker."""
-    paths = worker_environment(3)["PYTHONPATH"].split(os.pathsep)
+    paths = worker_environment(Job(Path("results"), 3))["PYTHONPATH"].split(os.pathsep)
     assert str(plugin_folder) in paths
     assert not [path for path in paths if "site-packages" in path]
-    assert worker_environment(3)["OMP_NUM_THREADS"] == "3"
+    assert worker_environment(Job(Path("results"), 3))["OMP_NUM_THREADS"] == "3"
 
 
 def test_folders_of_the_caller_go_along_as_absolute_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRANSFUSE_DATA", "somewhere/data")
-    assert worker_environment(1)["TRANSFUSE_DATA"] == str(Path.cwd() / "somewhere" / "data")
+    assert worker_environment(Job(Path("results"), 1))["TRANSFUSE_DATA"] == str(Path.cwd() / "somewhere" / "data")
+
+
+def test_a_job_on_the_processor_shows_no_gpu_to_hosts_that_would_take_it() -> None:
+    assert arithmetic(Job(Path("results"), 2)) == {
+        "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": ""
+    }  # fmt: skip
+    assert "CUDA_VISIBLE_DEVICES" not in arithmetic(Job(Path("results"), 2, "cuda"))
 
 
 def test_a_worker_with_other_code_does_not_name_its_cell_after_ours(guest: Entry, tmp_path: Path) -> None:

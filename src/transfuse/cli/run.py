@@ -119,7 +119,7 @@ def run(
     tables = engine_tables(settings)
     overrides = merge(settings, parse_assignments(assignments or []))
     launcher = make_launcher(
-        engine, tables, engine_settings or [], address=address, jobs=jobs, default_jobs=default_jobs(threads),
+        engine, tables, engine_settings or [], address=address, jobs=jobs, default_jobs=default_jobs(threads, wanted),
         results=store.folder, output=debugging(),
     )  # fmt: skip
     tracking = Tracking(track)
@@ -141,7 +141,7 @@ def run(
     if force:
         plan = Plan(tuple(replace(study, pending=study.cells) for study in plan.studies))
     job = Job(store.folder, threads, wanted)
-    width = launcher.width(job) if plan.pending else jobs or default_jobs(threads)
+    width = launcher.width(job) if plan.pending else jobs or default_jobs(threads, wanted)
     if dry_run:
         _show_plan(plan, width, store, json)
         return

@@ -121,13 +121,23 @@ def keep(cell: Cell, job: Job) -> Outcome:
         return Outcome(cell.spec, None, str(error))
 
 
-def worker_environment(threads: int) -> dict[str, str]:
+def arithmetic(job: Job) -> dict[str, str]:
+    """The environment in which a job's numbers come from the threads and the device that it names.
+
+    Thread counts must be there before arithmetic libraries are loaded. Hosts such as sentence-transformers take a GPU
+    by themselves where they see one: a job on the processor shows them none.
+    """
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if job.device == "cpu" else {}
+    return dict.fromkeys(_THREAD_VARIABLES, str(job.threads)) | hidden
+
+
+def worker_environment(job: Job) -> dict[str, str]:
     """What the environment of a worker elsewhere must hold to do as a worker here would.
 
-    Thread counts must be there before arithmetic libraries are loaded. The folders of this process and the places
-    that it imports from (a checkout, a plug-in) go along; where they do not exist elsewhere they do no harm.
+    The folders of this process and the places that it imports from (a checkout, a plug-in) go along; where they do not
+    exist elsewhere they do no harm.
     """
-    variables = dict.fromkeys(_THREAD_VARIABLES, str(threads))
+    variables = arithmetic(job)
     for name in ("TRANSFUSE_DATA", "TRANSFUSE_CACHE"):
         if folder := os.environ.get(name):
             variables[name] = str(Path(folder).absolute())
@@ -197,7 +207,7 @@ class LocalProcesses:
     def _pool_run(self, cells: Sequence[CellSpec], job: Job) -> Iterator[Outcome]:
         workers = max(1, min(self.jobs, len(cells)))
         others = set(multiprocessing.active_children())
-        with environment(dict.fromkeys(_THREAD_VARIABLES, str(job.threads))):
+        with environment(arithmetic(job)):
             context = multiprocessing.get_context("spawn")
             pool = ProcessPoolExecutor(workers, context, _start_worker, (os.getpid(), self.output))
             patience = 0.0

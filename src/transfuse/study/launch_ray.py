@@ -72,7 +72,7 @@ class RayCluster:
 
     def _task(self, ray: Any, job: Job) -> Any:
         """`attempt` as a Ray task. Deaths are counted here, since Ray would try one that lacks memory for ever."""
-        variables = worker_environment(job.threads)
+        variables = worker_environment(job)
         if self.address and "PYTHONPATH" in variables:
             variables["PYTHONPATH"] += f"{os.pathsep}${{PYTHONPATH}}"  # what a node has of its own stays
         return ray.remote(

@@ -135,7 +135,7 @@ def _submit(executor: Any, batch: Sequence[CellSpec], job: Job) -> dict[Any, Cel
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     try:
-        with environment(worker_environment(job.threads)), executor.batch():
+        with environment(worker_environment(job)), executor.batch():
             submitted = [executor.submit(work, spec, job) for spec in batch]
     except (FailedJobError, FailedSubmissionError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

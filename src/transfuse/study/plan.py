@@ -168,7 +168,9 @@ def _expected_seconds(study: Study, scale: str, store: Store) -> float:
     return sum(walls) / len(walls) if walls else study.seconds.get(scale, 30.0)
 
 
-def default_jobs(threads: int = 1) -> int:
-    """As many cells at once as there are cores for."""
+def default_jobs(threads: int = 1, device: str = "cpu") -> int:
+    """As many cells at once as there are cores for; one on a GPU, whose memory cells would have to share."""
+    if device == "cuda":
+        return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // threads)
