@@ -6,6 +6,7 @@ import ast
 import inspect
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,9 @@ class MethodGroup(TyperGroup):
         self.function, self.extra, self.finish = function, extra, finish
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        entries = methods_with(self.function)
-        return [name for entry in entries for name in (entry.id, *other_names(entry, self.function))]
+        methods = methods_with(self.function)
+        names = [name for entry in methods for name in (entry.id, *other_names(entry, self.function))]
+        return [*names, *family_commands(self.function)]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         entries = load_registry().entries
@@ -48,7 +50,8 @@ class MethodGroup(TyperGroup):
         for entry in methods_with(self.function):
             if name in (others := other_names(entry, self.function)):
                 return self._command(entry, name, others[name])
-        return None
+        family = family_commands(self.function).get(name)
+        return self._command(family, name, {}) if family else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -67,7 +70,7 @@ class MethodGroup(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows = [(entry.id, what_it_does(entry, self.function)) for entry in methods_with(self.function)]
+        rows = command_rows(self.function)
         with formatter.section("Methods"):
             formatter.write_dl(rows or [("(none)", f"no installed method has an {self.function}")])
 
@@ -75,7 +78,7 @@ class MethodGroup(TyperGroup):
         if click.get_current_context().invoked_subcommand is not None:
             return
         registry_with_warnings()
-        rows = [(entry.id, what_it_does(entry, self.function)) for entry in methods_with(self.function)]
+        rows = command_rows(self.function)
         if rows:
             typer.echo(table(("ID", "WHAT IT DOES"), rows))
             typer.echo(f"\ntype: transfuse {self.function} {rows[0][0]} --help")
@@ -147,8 +150,35 @@ def other_names(entry: Entry, function: str) -> dict[str, dict[str, Any]]:
 
     They are the literal ``APPLY_AS`` or ``AUDIT_AS`` of the method's module, such as ``{"npo": {"method": "npo"}}``.
     """
-    wanted = f"{function.upper()}_AS"
-    for node in ast.parse(entry.path.read_text(encoding="utf-8")).body:
+    return _literal(entry.path, f"{function.upper()}_AS")
+
+
+def family_commands(function: str) -> dict[str, Entry]:
+    """Commands that a whole family shares, by name: modules beside the methods that have such a function.
+
+    A family declares them in its package, ``AUDIT_AS = {"negatives": ("mined_negatives", "cet")}``: the command, the
+    module, and the method whose card says what must be installed.
+    """
+    entries, found = load_registry().entries, {}
+    for folder in sorted({entry.path.parent for entry in entries.values() if entry.path.name != "__init__.py"}):
+        package = folder / "__init__.py"
+        declared_here = _literal(package, f"{function.upper()}_AS") if package.is_file() else {}
+        for name, (module, method) in declared_here.items():
+            if method in entries:
+                at = f"{entries[method].module.rpartition('.')[0]}.{module}"
+                found[name] = replace(entries[method], module=at, path=folder / f"{module}.py")
+    return found
+
+
+def command_rows(function: str) -> list[tuple[str, str]]:
+    """Name and purpose of every command: the methods', then the families'."""
+    methods = [(entry.id, what_it_does(entry, function)) for entry in methods_with(function)]
+    return [*methods, *((name, what_it_does(entry, function)) for name, entry in family_commands(function).items())]
+
+
+def _literal(path: Path, wanted: str) -> dict[str, Any]:
+    """The value of a literal dictionary at the top of a module, found without importing it; empty if there is none."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if any(isinstance(target, ast.Name) and target.id == wanted for target in targets):
             return dict(ast.literal_eval(getattr(node, "value", ast.Dict([], []))))
