@@ -217,6 +217,29 @@ def test_the_command_reports_and_writes_the_cleaned_pairs(files, monkeypatch, ca
     assert main(["audit"]) == 0 and "\nnegatives " in capsys.readouterr().out
 
 
+def test_a_sample_is_written_judged_and_read_back(files, monkeypatch, capsys):
+    monkeypatch.setenv("TRANSFUSE_CACHE", str(files / "cache"))
+    given = ["audit", "negatives", "--pairs", str(files / "pairs.jsonl"), "--positives", str(files / "positives.jsonl"),
+             "--candidates", str(files / "corpus.jsonl"), "--model", "tfidf"]  # fmt: skip
+    sample = files / "sample.csv"
+    main([*given, "--to-judge", str(sample)])
+    assert main([*given, "--judged", str(sample)]) == 2 and "not been judged yet" in capsys.readouterr().err
+    lines = sample.read_text().splitlines()
+    sample.write_text("\n".join([lines[0], *(line + "0" for line in lines[1:])]) + "\n")
+    main([*given, "--judged", str(sample), "--json"])
+    found = {row["name"]: row for row in json.loads(capsys.readouterr().out)["findings"]}
+    assert found["false negatives by judgement"]["value"] == 0
+
+
+def test_above_positives_equals_brute_force():
+    similar = similarities(*_case(np.random.default_rng(6), 0.5, queries=10), _bag)
+    expected = [
+        value > max(similar.positive[similar.positive_query == query])
+        for value, query in zip(similar.negative, similar.negative_query, strict=True)
+    ]
+    assert similar.above_positives.tolist() == expected
+
+
 def test_bad_numbers_are_refused(files):
     with pytest.raises(UserError, match="tolerated 2"):
         audit(pairs=files / "p", positives=files / "k", candidates=files / "c", tolerated=2.0)

@@ -37,6 +37,7 @@ from transfuse.methods.negatives.mined_pairs import (
     read_mined,
     read_positives,
     write_cleaned,
+    write_for_judging,
 )
 from transfuse.methods.negatives.query_similarities import Similarities, similarities
 
@@ -46,9 +47,10 @@ NULL_DRAWS = 200  # random sets of negatives that say how often the audit would 
 _NULL_BOOTSTRAP = 100  # draws of the interval within each
 _SIMILAR = 0.8  # Jaccard similarity from which two texts count as near-duplicates, as in web deduplication
 _SHINGLE = 3  # words
+_JUDGED = 100  # negatives in the sample for judging: a share of a quarter comes out within 9 points
 _REMEDY_BOUND = (
-    "judge a sample of the most suspicious (--cleaned lists a suspicion for each) and give it as --judged; train with "
-    "weights (CETLoss), or mine with a margin below the positive"
+    "judge a random sample (--to-judge FILE writes one, --judged FILE reads it); then train with weights (CETLoss), "
+    "mine with a margin below the positive, or drop those of high suspicion (--cleaned FILE)"
 )
 
 
@@ -246,8 +248,17 @@ def _estimated(
     for name, rows in _parts(mined).items():
         part = similar.bound(rows, draws, seed)
         findings.append(_info(f"the same bound, {name}", part.value, f"{rows.sum()} negatives", (part.low, part.high)))
+    above = "share more similar to the query than all its known positives; a margin of 0 when mining drops these"
     separation = "how often a known positive is more similar to its query than a negative; 1 tells all apart, 0.5 none"
-    return [*findings, _info("similarity tells them apart (AUROC)", similar.auroc, separation)]
+    if similar.auroc < 0.5:
+        separation += (
+            ". Below 0.5 the miner chose by a similarity like this one, and the bound says little: take another --model"
+        )
+    return [
+        *findings,
+        _info("negatives above every known positive", similar.above_positives.mean(), above),
+        _info("similarity tells them apart (AUROC)", similar.auroc, separation),
+    ]
 
 
 def _parts(mined: Sequence[MinedNegative]) -> dict[str, np.ndarray]:
@@ -270,8 +281,9 @@ def audit(
     judged: Annotated[
         Path | None, "a random sample of the negatives judged by people: rows with relevant, 1 or 0"
     ] = None,
+    to_judge: Annotated[Path | None, "write a random sample of the negatives for people to judge"] = None,
     cleaned: Annotated[Path | None, "write triplets without known positives, with a column suspicion"] = None,
-    model: Annotated[str, "sentence-transformers model, better not the one that mined; MiniLM if not given"] = "",
+    model: Annotated[str, "minilm, tfidf, or a sentence-transformers model; better not the one that mined"] = "minilm",
     tolerated: Annotated[float, "share of false negatives that you can live with"] = 0.05,
     queries: Annotated[int, "how many queries to encode; all of them where --cleaned is given"] = 1000,
     draws: Annotated[int, "bootstrap draws"] = 1000,
@@ -289,7 +301,7 @@ def audit(
     known, mined = read_positives(positives, corpus), read_mined(pairs, corpus)
     labels = read_judged(judged) if judged else []
     check_queries(mined, known)
-    encoder = load_encoder(model) if model else packaged_encoder()
+    encoder = _encoder(model)
     cache = cache_folder()
     looked_at = len(mined) if cleaned else queries
     sys.stderr.write(f"encoding {min(looked_at, len({one.query for one in mined}))} queries and their texts\n")
@@ -297,11 +309,21 @@ def audit(
         mined, known, corpus.texts, encoder, judged=labels, tolerated=tolerated, queries=looked_at, draws=draws,
         seed=seed, cache=cache,
     )  # fmt: skip
+    kept = _without_positives(mined, known)
     if cleaned:
-        kept = _without_positives(mined, known)
         write_cleaned(cleaned, kept, known, suspicion_of(kept, known, corpus.texts, encoder, cache))
         sys.stderr.write(f"written: {cleaned} ({len(kept)} of {len(mined)} negatives)\n")
+    if to_judge:
+        drawn = np.random.default_rng(seed).permutation(len(kept))[:_JUDGED]
+        write_for_judging(to_judge, [kept[index] for index in drawn], known)
+        sys.stderr.write(f"written: {to_judge} (fill the column relevant with 1 or 0, then --judged {to_judge})\n")
     return report
+
+
+def _encoder(model: str) -> Encoder:
+    if model == "minilm":
+        return packaged_encoder()
+    return tfidf_encoder() if model == "tfidf" else load_encoder(model)
 
 
 def _without_positives(mined: Sequence[MinedNegative], known: Mapping[str, Sequence[str]]) -> list[MinedNegative]:

@@ -106,6 +106,8 @@ def read_judged(path: Path) -> list[bool]:
     """Whether each judged negative turned out to be relevant: the column `relevant`, 1 or 0."""
     rows = read_rows(path, ("relevant",))
     values = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    if all(not str(row["relevant"]).strip() for row in rows):
+        raise UserError(f"{str(path)!r} has not been judged yet", "1 or 0 in the column relevant of each row")
     for number, row in enumerate(rows, 1):
         if str(row["relevant"]).strip().lower() not in values:
             raise UserError(f"row {number} of {str(path)!r}: relevant is {row['relevant']!r}", "1 or 0")
@@ -129,6 +131,12 @@ def write_cleaned(
         for one, value in zip(mined, suspicion, strict=True)
     ]
     write_rows(path, columns, rows)
+
+
+def write_for_judging(path: Path, mined: Sequence[MinedNegative], positives: Mapping[str, Sequence[str]]) -> None:
+    """Write negatives beside a known positive of their query, with a column `relevant` to fill in."""
+    rows = [(one.query, positives[plain(one.query)][0], one.text, "") for one in mined]
+    write_rows(path, ("query", "positive", "negative", "relevant"), rows)
 
 
 def _negatives(path: Path, number: int, row: Mapping[str, Any], query: str) -> Iterator[str]:

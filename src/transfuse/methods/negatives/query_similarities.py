@@ -49,6 +49,13 @@ class Similarities:
         return drawn[kept], self.negative_query[kept]
 
     @cached_property
+    def above_positives(self) -> np.ndarray:
+        """Which negatives are more similar to their query than all its known positives. Shape (n,), bool."""
+        best = np.full(len(self.random), -np.inf)
+        np.maximum.at(best, self.positive_query, self.positive)
+        return self.negative > best[self.negative_query]
+
+    @cached_property
     def auroc(self) -> float:
         """How often a known positive is more similar to its query than a negative to its own; ties count half."""
         ordered = np.sort(self.negative)
