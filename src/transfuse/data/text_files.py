@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ def read_labelled(path: Path | str) -> tuple[list[str], list[str]]:
     path = Path(path)
     if path.suffix.lower() not in (".csv", ".tsv", ".jsonl"):
         raise UserError(f"{str(path)!r} has no labels", "a .csv, .tsv or .jsonl file with columns text and label")
-    rows = [row for row in read_rows(path, ("text", "label")) if str(row["text"]).strip()]
+    rows = _rows(path, ("text", "label"))
     return [str(row["text"]) for row in rows], [str(row["label"]) for row in rows]
 
 
@@ -32,7 +31,7 @@ def read_texts(path: Path | str) -> list[str]:
     """Texts of a CSV, TSV or JSONL file with a column `text`; of any other file, its lines. Empty ones are left out."""
     path = Path(path)
     if path.suffix.lower() in (".csv", ".tsv", ".jsonl"):
-        texts = [str(row["text"]) for row in read_rows(path, ("text",))]
+        texts = [str(row["text"]) for row in _rows(path, ("text",))]
     else:
         texts = read_utf8(path).split("\n")
     texts = [text.strip() for text in texts if text.strip()]
@@ -52,48 +51,28 @@ def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]
             writer.writerows(rows)
 
 
-def read_rows(path: Path, needed: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Rows of a JSONL file, a TSV file by its name, else of a CSV file with a heading; values as the file has them.
-
-    Args:
-        path: the user's file.
-        needed: columns that every row must have.
-
-    Raises:
-        UserError: the file is missing, empty, of another kind, or a row lacks a column.
-    """
-    expected = f"columns {' and '.join(needed)}" if needed else "a heading and rows below it"
+def _rows(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
     content = read_utf8(path)
     if path.suffix.lower() == ".jsonl":
         rows = [_object(path, number, line) for number, line in enumerate(content.split("\n"), 1) if line.strip()]
     else:
+        csv.field_size_limit(2**24)
         delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
         try:
-            with _long_fields():
-                rows = list(csv.DictReader(io.StringIO(content, newline=""), delimiter=delimiter))
+            rows = list(csv.DictReader(io.StringIO(content, newline=""), delimiter=delimiter))
         except csv.Error as error:
-            raise UserError(f"{str(path)!r} cannot be read: {error}", expected) from None
+            raise UserError(f"{str(path)!r} cannot be read: {error}", f"columns {' and '.join(needed)}") from None
     if not rows:
-        raise UserError(f"{str(path)!r} holds no rows", expected)
+        raise UserError(f"{str(path)!r} holds no rows", f"columns {' and '.join(needed)}")
     for number, row in enumerate(rows, 1):
         for column in needed:
             if row.get(column) is None:
                 found = ", ".join(str(key) for key in row if key is not None)
                 raise UserError(
                     f"row {number} of {str(path)!r} has no {column!r} (it has {found})",
-                    expected,
+                    f"columns {' and '.join(needed)}",
                 )
-    return rows
-
-
-@contextlib.contextmanager
-def _long_fields() -> Iterator[None]:
-    """Texts may be longer than csv's limit, which is one for the whole process: other readers keep theirs."""
-    before = csv.field_size_limit(2**24)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
+    return [row for row in rows if str(row["text"]).strip()]
 
 
 def _object(path: Path, number: int, line: str) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transfuse.data.text_files import read_rows, write_rows
+from transfuse.data.row_files import read_rows
+from transfuse.data.text_files import write_rows
 from transfuse.errors import UserError
 
 QUERY_COLUMNS = ("query", "anchor", "question")
